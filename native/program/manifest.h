@@ -1,0 +1,44 @@
+// WeightManifest: the native mirror of lib/weights/types.ts.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "program/program.h"
+
+namespace nanoweave {
+
+struct WeightPiece {
+  int file = 0;
+  int64_t offset = 0;  // bytes
+  DType dtype = DType::kF32;
+  int64_t rows = 0, cols = 0;
+  int64_t row_start = 0, row_count = 0;
+  int64_t col_start = 0, col_count = 0;
+  int64_t dest_row = 0, dest_col = 0;
+  float add = 0;
+};
+
+struct WeightBuffer {
+  std::string name;
+  Space space = Space::kWeight;
+  DType dtype = DType::kF32;
+  Layout layout = Layout::kPlain;
+  std::vector<int64_t> shape;
+  std::vector<std::vector<WeightPiece>> ranks;  // [world]
+};
+
+struct WeightManifest {
+  struct File {
+    std::string path;
+    int64_t bytes;
+  };
+  std::vector<File> files;
+  std::vector<WeightBuffer> buffers;
+};
+
+// Checks every rectangle against its source, its file's size and its destination.
+WeightManifest parse_manifest(std::string_view json, int world);
+
+}  // namespace nanoweave

@@ -1,0 +1,101 @@
+// Step encoding, mirrored by lib/engine/step.ts (constants compared by test/step.test.ts): what one
+// step computes, as sections of an Int32Array. parse_step validates everything an op would
+// otherwise have to trust (ids, slots, blocks, order), so kernels index without checks.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "program/program.h"
+
+namespace nanoweave {
+
+inline constexpr int32_t kStepVersion = 1;
+inline constexpr int32_t kStepHeaderWords = 5;
+inline constexpr int32_t kStepSectionWords = 4;
+inline constexpr int32_t kSlotParamWords = 12;
+
+enum class StepSection : int32_t {
+  kPartBounds = 1,
+  kTokens = 2,
+  kPositions = 3,
+  kKvSlots = 4,
+  kSeqStarts = 5,
+  kSeqLens = 6,
+  kBlockTables = 7,
+  kRows = 8,
+  kSlotParams = 9,
+  kSlotHistory = 10,
+  kSlotBias = 11,
+  kBlockCopies = 12,
+};
+
+enum class ResultSection : int32_t {
+  kSampled = 1,
+  kLogprobs = 2,
+  kTopLogprobs = 3,
+  kLogits = 4,
+  kTimings = 5,
+};
+
+inline constexpr int32_t kRowSample = 1;
+inline constexpr int32_t kRowLogits = 2;
+inline constexpr int32_t kRowLogprob = 4;
+inline constexpr int32_t kRowTopShift = 8;  // bits 8..15: how many top log-probabilities
+
+struct StepRow {
+  int32_t token_row;
+  int32_t slot;    // -1: none
+  int32_t target;  // -1: none
+  int32_t flags;
+};
+
+// The sections of one attention group. Spans point into Step::words.
+struct GroupStep {
+  std::span<const int32_t> part_bounds;   // [parts + 1]
+  std::span<const int32_t> tokens;        // [T]
+  std::span<const int32_t> positions;     // [T]
+  std::span<const int32_t> kv_slots;      // [T]
+  std::span<const int32_t> seq_starts;    // [S + 1]
+  std::span<const int32_t> seq_lens;      // [S]
+  std::span<const int32_t> block_tables;  // [S, block_table_width]
+  int64_t block_table_width = 0;
+  std::span<const StepRow> rows;         // [R]
+  std::span<const int32_t> slot_params;  // [n, kSlotParamWords]
+  std::span<const int32_t> slot_history;
+  std::span<const int32_t> slot_bias;
+  std::span<const int32_t> block_copies;  // [n, 2]
+
+  int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t num_seqs() const { return static_cast<int64_t>(seq_lens.size()); }
+};
+
+struct Step {
+  std::vector<int32_t> words;  // owned copy of what was submitted
+  int32_t id = 0;
+  int32_t flags = 0;
+  int32_t bucket = 0;
+  std::vector<GroupStep> groups;  // [world / tp]
+};
+
+// ERR_STEP names the section and index that is out of bounds.
+std::unique_ptr<Step> parse_step(const Program& program, std::span<const int32_t> words);
+
+// What the sample op writes on the first rank of each group; encoded into the result envelope.
+struct StepResult {
+  struct Group {
+    std::vector<int32_t> sampled;       // [R], -1: did not sample
+    std::vector<float> logprobs;        // [R], NaN: not asked
+    std::vector<int32_t> top_logprobs;  // encoded as in RESULT_SECTION.topLogprobs
+    std::vector<int32_t> logits;        // encoded as in RESULT_SECTION.logits
+  };
+  std::vector<Group> groups;
+  int32_t queue_us = 0;
+  int32_t run_us = 0;
+};
+
+std::vector<int32_t> encode_result(const Step& step, const StepResult& result);
+
+}  // namespace nanoweave
