@@ -1,0 +1,282 @@
+/**
+ * The types of the public library: options of an engine, requests, chunks and results. Everything
+ * here is plain data; lib/engine/engine.ts gives it meaning. Lengths are tokens, times are
+ * milliseconds and sizes are bytes unless a name says otherwise.
+ */
+
+import type { ErrorCode } from '../errors.ts'
+import type { LoadProgress } from '../native/binding.ts'
+import type { Lane } from '../program/types.ts'
+
+export type { LoadProgress } from '../native/binding.ts'
+
+export type Precision = 'auto' | 'f32' | 'bf16'
+export type DeviceKind = 'auto' | 'cpu' | 'cuda'
+export type CpuIsa = 'auto' | 'portable' | 'avx2' | 'avx512' | 'avx512bf16' | 'amx'
+
+export interface EngineOptions {
+  /** Ranks that share every layer. Default 1. */
+  readonly tensorParallel?: number
+  /** Ranks that share the experts. Default 1. */
+  readonly expertParallel?: number
+  /** `auto`: CUDA devices where there are any, else the CPU. */
+  readonly device?: DeviceKind
+  /** Where the ranks run, repeated as needed: `['cuda:0', 'cuda:1']`. Overrides `device`. */
+  readonly devices?: readonly string[]
+  /** Compute precision; `auto` follows the weights. */
+  readonly precision?: Precision
+  /** Parts a step is split into, 1..4. `auto`: the planner decides (1 on the CPU). */
+  readonly nanoBatches?: 'auto' | number
+  /** A request's bits do not depend on its batch. Slower. */
+  readonly deterministic?: boolean
+  /** Longest prompt + output. Default: the model's, or what the KV cache holds. */
+  readonly maxModelLen?: number
+  /** Sequences that run at once. */
+  readonly maxNumSeqs?: number
+  /** Tokens of one step. */
+  readonly maxNumBatchedTokens?: number
+  /** KV cache of all ranks together. Default on the CPU: min(4 GiB, a quarter of free memory). */
+  readonly kvCacheBytes?: number
+  /** Requests that may wait before ERR_QUEUE_FULL. Default: 4 × maxNumSeqs. */
+  readonly maxWaiting?: number
+  /** CPU threads of all ranks together. Default: all cores. */
+  readonly threads?: number
+  /** Reuse the KV blocks of equal prefixes. Default true. */
+  readonly prefixCache?: boolean
+  /** Bound on every wait of a rank for its peers. Default 30,000. */
+  readonly waitTimeoutMs?: number
+  /** Upper bound on the instruction set of CPU kernels. */
+  readonly cpuIsa?: CpuIsa
+  /** Steps in flight: 2 plans the next step while one runs. Default 2. */
+  readonly pipelineDepth?: 1 | 2
+  readonly schedulerPolicy?: string
+  readonly onProgress?: (progress: LoadProgress) => void
+  /** Cancels the load. */
+  readonly signal?: AbortSignal
+}
+
+/** Part of a message: text, or something a template may know. */
+export interface MessagePart {
+  readonly type: string
+  readonly text?: string
+}
+
+export interface ChatMessage {
+  readonly role: string
+  readonly content?: string | readonly MessagePart[] | null
+  readonly [field: string]: unknown
+}
+
+/** How tokens are chosen. What is left out comes from the model's generation_config.json. */
+export interface SamplingOptions {
+  /** Tokens to generate at most. Default: up to the end of the context. */
+  readonly maxTokens?: number
+  /** No stop token before this many. Default 0. */
+  readonly minTokens?: number
+  /** 0: greedy. Default: generation_config.json, else 0 (1 when topP, topK or minP is given). */
+  readonly temperature?: number
+  readonly topP?: number
+  /** 0: off. */
+  readonly topK?: number
+  readonly minP?: number
+  readonly repetitionPenalty?: number
+  readonly presencePenalty?: number
+  readonly frequencyPenalty?: number
+  /** Token id → added to its logit, -100..100. */
+  readonly logitBias?: ReadonlyMap<number, number> | Readonly<Record<string, number>>
+  /** 64-bit; random when absent. The same seed gives the same tokens whatever else runs. */
+  readonly seed?: number | bigint
+  /** The output ends before any of these strings. */
+  readonly stop?: string | readonly string[]
+  /** The output ends with any of these tokens. */
+  readonly stopTokenIds?: readonly number[]
+  /** Do not stop at the model's end-of-sequence tokens. */
+  readonly ignoreEos?: boolean
+  /** Return the log-probability of every generated token. */
+  readonly logprobs?: boolean
+  /** And of the most likely alternatives, 0..20; implies `logprobs`. */
+  readonly topLogprobs?: number
+}
+
+/** Exactly one of `prompt`, `messages`, `tokens`. */
+export interface GenerateRequest extends SamplingOptions {
+  /** Raw text; the beginning-of-sequence token is added where the model has one. */
+  readonly prompt?: string
+  /** Rendered with the model's chat template. */
+  readonly messages?: readonly ChatMessage[]
+  /** Token ids as they are. */
+  readonly tokens?: readonly number[]
+  /** For the chat template. */
+  readonly tools?: readonly unknown[]
+  readonly chatTemplateKwargs?: Readonly<Record<string, unknown>>
+  /** Leave special tokens out of `text`. Default true. */
+  readonly skipSpecialTokens?: boolean
+  /** Higher runs first, where the policy knows priorities. Default 0. */
+  readonly priority?: number
+  /** Requests with different salts never share KV blocks. */
+  readonly cacheSalt?: string
+  /** Time from now after which the request fails with ERR_DEADLINE. */
+  readonly deadlineMs?: number
+  readonly signal?: AbortSignal
+  /** Called with the request's id (for `explain`) once it is queued. */
+  readonly onQueued?: (id: number) => void
+}
+
+/** `abort` is what `explain` and `stats` report of a request that failed or was cancelled. */
+export type FinishReason = 'stop' | 'length' | 'abort'
+
+export interface TokenLogprob {
+  readonly token: number
+  readonly logprob: number
+  /** Most likely first; empty unless `topLogprobs` asks. */
+  readonly top: readonly { readonly token: number; readonly logprob: number }[]
+}
+
+export interface Usage {
+  readonly promptTokens: number
+  readonly completionTokens: number
+  /** Prompt tokens whose KV was reused. */
+  readonly cachedTokens: number
+}
+
+export interface Timings {
+  /** From the call to the first step that names the request. */
+  readonly queueMs: number
+  /** From the call to the first token. */
+  readonly ttftMs: number
+  readonly totalMs: number
+  /** Generated tokens per second, first token excluded; 0 with fewer than two tokens. */
+  readonly tokensPerSecond: number
+  /** Prompt tokens computed per second until the first token. */
+  readonly promptTokensPerSecond: number
+}
+
+/** What is new since the last chunk. Only the last one has finishReason, usage and timings. */
+export interface GenerateChunk {
+  /** Never half a code point, never part of a stop string; may be empty. */
+  readonly text: string
+  /** Generated ids, including the token that ended the output. */
+  readonly tokens: readonly number[]
+  readonly logprobs?: readonly TokenLogprob[]
+  readonly finishReason?: FinishReason
+  /** The stop string or stop token that ended the output. */
+  readonly stopReason?: string | number
+  readonly usage?: Usage
+  readonly timings?: Timings
+}
+
+export interface GenerateResult {
+  readonly id: number
+  readonly text: string
+  readonly tokens: readonly number[]
+  readonly logprobs?: readonly TokenLogprob[]
+  readonly finishReason: FinishReason
+  readonly stopReason?: string | number
+  readonly usage: Usage
+  readonly timings: Timings
+}
+
+/** `return()` cancels the request; breaking out of `for await` calls it. */
+export interface GenerateStream extends AsyncIterableIterator<GenerateChunk> {
+  return(): Promise<IteratorResult<GenerateChunk>>
+}
+
+export interface ScoreOptions {
+  readonly signal?: AbortSignal
+  readonly deadlineMs?: number
+}
+
+export interface ForwardResult {
+  /** [tokens, vocabulary], row-major. */
+  readonly logits: Float32Array
+  readonly shape: readonly [tokens: number, vocabSize: number]
+}
+
+export interface ScoreResult {
+  /** Log-probability of token i given those before it; null for the first. */
+  readonly logprobs: readonly (number | null)[]
+}
+
+export interface CloseOptions {
+  /** Let pending requests finish for up to this long before they fail with ERR_CLOSED. Default 0. */
+  readonly drainMs?: number
+}
+
+export interface ProgramSummary {
+  readonly name: string
+  readonly ops: number
+  readonly opsPerLane: Readonly<Record<Lane, number>>
+  readonly nanoBatches: number
+  readonly arenaBytes: number
+}
+
+/** What was loaded, and the sizes chosen for it. */
+export interface EngineInfo {
+  readonly folder: string
+  readonly architecture: string
+  readonly parameters: number
+  readonly vocabSize: number
+  readonly world: number
+  readonly tensorParallel: number
+  readonly expertParallel: number
+  /** Device of each rank. */
+  readonly devices: readonly string[]
+  readonly precision: string
+  readonly deterministic: boolean
+  readonly maxModelLen: number
+  readonly maxNumSeqs: number
+  readonly maxNumBatchedTokens: number
+  readonly kvBlockSize: number
+  readonly kvBlocks: number
+  readonly kvCacheBytes: number
+  readonly weightBytesPerRank: number
+  readonly program: ProgramSummary
+  readonly loadMs: number
+}
+
+export interface EngineStats {
+  readonly running: number
+  readonly waiting: number
+  /** KV blocks: free + cached + used = total. Cached blocks are reusable and evictable. */
+  readonly kvBlocks: {
+    readonly total: number
+    readonly free: number
+    readonly cached: number
+    readonly used: number
+  }
+  readonly steps: number
+  readonly stepsInFlight: number
+  readonly promptTokens: number
+  readonly generatedTokens: number
+  /** Tokens sampled after a stop that was noticed a step late. */
+  readonly droppedTokens: number
+  /** Prompt tokens looked up in, and found in, the prefix cache. */
+  readonly prefixQueries: number
+  readonly prefixHits: number
+  readonly preemptions: number
+  readonly finished: Readonly<Record<FinishReason, number>>
+  /** The fault that ended the engine, if any. */
+  readonly failed?: ErrorCode
+}
+
+/** One scheduling decision about a request, the same ones in a row counted together. */
+export interface Decision {
+  readonly reason: string
+  readonly firstStep: number
+  readonly lastStep: number
+  readonly count: number
+}
+
+export interface Explanation {
+  readonly id: number
+  readonly state: string
+  /** Requests in front of it, while it waits. */
+  readonly queuePosition?: number
+  readonly promptTokens: number
+  readonly computedTokens: number
+  readonly generatedTokens: number
+  readonly kvBlocks: number
+  readonly preemptions: number
+  /** Oldest first, the last 32. */
+  readonly decisions: readonly Decision[]
+}

@@ -1,0 +1,31 @@
+/** nanoweave: the public library. Everything a program may import is named here. */
+
+export { Engine } from './engine/engine.ts'
+export type {
+  ChatMessage,
+  CloseOptions,
+  CpuIsa,
+  Decision,
+  DeviceKind,
+  EngineInfo,
+  EngineOptions,
+  EngineStats,
+  Explanation,
+  FinishReason,
+  ForwardResult,
+  GenerateChunk,
+  GenerateRequest,
+  GenerateResult,
+  GenerateStream,
+  LoadProgress,
+  MessagePart,
+  Precision,
+  ProgramSummary,
+  SamplingOptions,
+  ScoreOptions,
+  ScoreResult,
+  Timings,
+  TokenLogprob,
+  Usage,
+} from './engine/types.ts'
+export { EngineError, ERROR_CODES, type ErrorCode, type ErrorDetails } from './errors.ts'
