@@ -2,7 +2,7 @@
 
 import { defineConfig } from 'vitest/config'
 
-const report = process.env['NANOWEAVE_TEST_REPORT']
+const report = process.env.NANOWEAVE_TEST_REPORT
 
 // The runner reads the default export.
 // biome-ignore lint/style/noDefaultExport: required by vitest
