@@ -86,7 +86,7 @@ struct Program {
 Program parse_program(std::string_view json);
 
 // Checks that buffers lie in the arena and that every two accesses to overlapping arena bytes, one
-// of them a write, are ordered. `op_count²` bits of memory; ≤ 20,000 ops.
+// of them a write, are ordered by lane order and waits (program/verify.cc); ≤ 20,000 ops.
 void verify_program(const Program& program);
 
 }  // namespace nanoweave
