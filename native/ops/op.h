@@ -89,6 +89,21 @@ struct OpInstance {
   void require_matrix(const BufferDesc& buffer, Symbol rows, int64_t cols) const;
   void require_vector(const BufferDesc& buffer, int64_t size, DType dtype) const;
   void require_float(const BufferDesc& buffer) const;  // f32, bf16 or f16
+
+  // An activation [T or R, cols] in the arena, f32, bf16 or f16; cols < 0 accepts any.
+  void require_activation(const BufferDesc& buffer, int64_t cols) const;
+  // Two activations have the same row symbol and dtype.
+  void require_alike(const BufferDesc& a, const BufferDesc& b) const;
+  // A constant [rows, cols] in the layout of matmul weights, or a f32 vector of `size`.
+  void require_weight_matrix(const BufferDesc& buffer, int64_t rows, int64_t cols) const;
+  void require_weight_vector(const BufferDesc* buffer, int64_t size) const;  // null is fine
+  // A KV cache with this program's blocks: [blocks, 2, kv_heads, block_size, head_dim].
+  void require_kv(const BufferDesc& buffer, int64_t kv_heads, int64_t head_dim) const;
+  // Row-wise operands name the same part, so that their rows correspond; weights, KV and absent
+  // inputs are left out.
+  void require_same_part() const;
+  // Output `output` is the very view given as input `input`.
+  void require_in_place(int input, int output) const;
 };
 
 struct AttrDef {
@@ -108,5 +123,9 @@ struct OpDef {
 // All ops, in the order of lib/ops/index.ts.
 std::span<const OpDef> op_table();
 const OpDef* find_op(std::string_view name);
+
+// Checks one op of a program against its signature (operands, attributes and their types), then
+// its own contract, and returns its host kernel. ERR_PROGRAM names the op's label.
+HostKernel prepare_host_op(const Program& program, const OpDesc& op);
 
 }  // namespace nanoweave

@@ -1,0 +1,87 @@
+// The op table: one line of signature per op, in the order of lib/ops/index.ts (docs/ops.md).
+#include "ops/op.h"
+
+namespace nanoweave {
+
+HostKernel prepare_embed(const OpInstance& instance);
+HostKernel prepare_rope_table(const OpInstance& instance);
+HostKernel prepare_rms_norm(const OpInstance& instance);
+HostKernel prepare_add_rms_norm(const OpInstance& instance);
+HostKernel prepare_matmul(const OpInstance& instance);
+HostKernel prepare_split_rope_cache(const OpInstance& instance);
+HostKernel prepare_attention(const OpInstance& instance);
+HostKernel prepare_silu_mul(const OpInstance& instance);
+HostKernel prepare_gelu_mul(const OpInstance& instance);
+HostKernel prepare_gather_rows(const OpInstance& instance);
+HostKernel prepare_logits(const OpInstance& instance);
+HostKernel prepare_all_gather(const OpInstance& instance);
+HostKernel prepare_sample(const OpInstance& instance);
+HostKernel prepare_all_reduce(const OpInstance& instance);
+HostKernel prepare_reduce_scatter(const OpInstance& instance);
+HostKernel prepare_all_reduce_rms_norm(const OpInstance& instance);
+HostKernel prepare_copy(const OpInstance& instance);
+HostKernel prepare_stall(const OpInstance& instance);
+
+std::span<const OpDef> op_table() {
+  static const std::vector<OpDef> table = {
+      {"embed", {"table"}, {"x"}, {{"scale", "number?"}}, false, prepare_embed},
+      {"rope_table",
+       {},
+       {"table"},
+       {{"inv_freq", "numbers"},
+        {"attention_factor", "number?"},
+        {"dynamic_factor", "number?"},
+        {"dynamic_base", "number?"},
+        {"dynamic_original", "number?"}},
+       false,
+       prepare_rope_table},
+      {"rms_norm", {"x", "weight"}, {"y"}, {{"eps", "number"}}, false, prepare_rms_norm},
+      {"add_rms_norm",
+       {"x", "residual", "weight", "post_weight?"},
+       {"y", "residual"},
+       {{"eps", "number"}},
+       false,
+       prepare_add_rms_norm},
+      {"matmul", {"x", "weight", "bias?"}, {"y"}, {{"bias_on", "string?"}}, false, prepare_matmul},
+      {"split_rope_cache",
+       {"qkv", "table", "q_norm?", "k_norm?"},
+       {"q", "kv"},
+       {{"heads", "number"},
+        {"kv_heads", "number"},
+        {"head_dim", "number"},
+        {"rotary_dim", "number"},
+        {"eps", "number?"}},
+       false,
+       prepare_split_rope_cache},
+      {"attention",
+       {"q", "kv"},
+       {"o"},
+       {{"heads", "number"},
+        {"kv_heads", "number"},
+        {"head_dim", "number"},
+        {"scale", "number"},
+        {"softcap", "number?"},
+        {"window", "number?"}},
+       false,
+       prepare_attention},
+      {"silu_mul", {"gate_up"}, {"y"}, {}, false, prepare_silu_mul},
+      {"gelu_mul", {"gate_up"}, {"y"}, {}, false, prepare_gelu_mul},
+      {"gather_rows", {"x"}, {"y"}, {}, false, prepare_gather_rows},
+      {"logits", {"x", "weight"}, {"l"}, {{"softcap", "number?"}}, false, prepare_logits},
+      {"all_gather", {"x"}, {"y"}, {}, true, prepare_all_gather},
+      {"sample", {"logits"}, {"tokens"}, {{"vocab_size", "number"}}, false, prepare_sample},
+      {"all_reduce", {"x"}, {"y"}, {}, true, prepare_all_reduce},
+      {"reduce_scatter", {"x"}, {"y"}, {}, true, prepare_reduce_scatter},
+      {"all_reduce_rms_norm",
+       {"partial", "residual", "weight", "post_weight?"},
+       {"y", "residual"},
+       {{"eps", "number"}, {"form", "string?"}},
+       true,
+       prepare_all_reduce_rms_norm},
+      {"copy", {"x"}, {"y"}, {}, false, prepare_copy},
+      {"stall", {"x"}, {"x"}, {{"rank", "number"}, {"ms", "number"}}, false, prepare_stall},
+  };
+  return table;
+}
+
+}  // namespace nanoweave
