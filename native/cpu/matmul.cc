@@ -1,51 +1,222 @@
-// Matmul over packed weights: portable form.
+// The matmul driver: chooses a kernel, prepares the rows of x, cuts the work into blocks and deals
+// them to the rank's threads.
+//
+// A work item is a run of panels times a run of rows. Within it the panels' weights (one k block of
+// them) stay in the second-level cache while blocks of rows pass over them:
+//
+//   for each k block of W: for each block of rows: sweep the panels; after the last k block: finish
+//
+// With few rows (decode) an item streams its panels from memory once and items are sized for even
+// sharing. Partial sums between k blocks are float32 in the thread's part of the scratch memory.
 #include "cpu/matmul.h"
 
-#include <cmath>
+#include <algorithm>
+#include <cstring>
 
 #include "core/error.h"
+#include "cpu/matmul_kernel.h"
 #include "cpu/scratch.h"
 
 namespace nanoweave {
 namespace {
 
-float load_weight(DType dtype, const std::byte* panel, int64_t k, int64_t lane) {
-  switch (dtype) {
-    case DType::kBf16:
-      return to_float(reinterpret_cast<const bf16*>(panel)[(k / 2 * 16 + lane) * 2 + k % 2]);
-    case DType::kF16:
-      return to_float(reinterpret_cast<const f16*>(panel)[k * 16 + lane]);
-    default:
-      return reinterpret_cast<const float*>(panel)[k * 16 + lane];
+constexpr int64_t kPanelBlockBytes = 64 * 1024;    // of one panel in a k block
+constexpr int64_t kWeightBlockBytes = 512 * 1024;  // of an item's panels in a k block: half an L2
+constexpr int64_t kStreamBytes = 128 * 1024;       // of an item's panels when rows are few
+constexpr int64_t kPartialRows = 192;              // rows of an item whose k is cut
+
+int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+
+// Part `index` of `parts` equal parts of [0, count), in units of `unit`.
+int64_t part_begin(int64_t count, int64_t parts, int64_t index, int64_t unit) {
+  return std::min(count, divide_up(count, unit) * index / parts * unit);
+}
+
+struct Plan {
+  int64_t m = 0, n = 0, k = 0;
+  int64_t panels = 0;
+  int64_t panel_stride = 0;  // bytes of a whole panel
+  int64_t group_k = 0;       // k of a group
+  int64_t groups = 0;
+  int64_t group_bytes = 0;
+  int64_t k_blocks = 0;
+  int64_t panel_parts = 0;  // items across panels
+  int64_t row_parts = 0;    // items across rows
+  int64_t sums_stride = 0;  // floats: panels of the widest item
+  int64_t sums_rows = 0;    // rows of a thread's partial sums
+};
+
+Plan make_plan(const MatmulKernel& kernel, const MatmulArgs& args, int num_threads) {
+  Plan plan;
+  plan.m = args.x.rows;
+  plan.n = args.n;
+  plan.k = args.x.cols;
+  plan.panels = divide_up(plan.n, kPanelWidth);
+  plan.panel_stride = packed_bytes(args.w_dtype, kPanelWidth, plan.k);
+  plan.group_k = args.w_dtype == DType::kBf16 ? 2 : 1;
+  plan.groups = divide_up(plan.k, plan.group_k);
+  plan.group_bytes = kPanelWidth * plan.group_k * dtype_bytes(args.w_dtype);
+  plan.k_blocks = std::max<int64_t>(1, divide_up(plan.panel_stride, kPanelBlockBytes));
+
+  const int64_t panel_block = std::max<int64_t>(1, plan.panel_stride / plan.k_blocks);
+  const int64_t row_blocks = divide_up(plan.m, kernel.max_rows);
+  const bool few_rows = row_blocks <= 2;
+  const int64_t item_bytes = few_rows ? kStreamBytes : kWeightBlockBytes;
+  int64_t item_panels = std::clamp<int64_t>(item_bytes / panel_block / 4 * 4, 4, plan.panels + 3);
+  int64_t item_rows = plan.k_blocks > 1 ? round_up(kPartialRows, kernel.max_rows) : plan.m;
+  const int64_t wanted_items = num_threads == 1 ? 1 : 8 * num_threads;
+  const auto items = [&] {
+    return divide_up(plan.panels, item_panels) * divide_up(plan.m, item_rows);
+  };
+  // Smaller items until every thread has several: fewer rows first, which costs no reuse of W until
+  // an item has only a few row blocks.
+  while (items() < wanted_items && item_rows > 8 * kernel.max_rows)
+    item_rows = divide_up(item_rows, 2);
+  while (items() < wanted_items && item_panels > 1) item_panels = divide_up(item_panels, 2);
+  plan.panel_parts = divide_up(plan.panels, item_panels);
+  plan.row_parts = divide_up(plan.m, item_rows);
+  plan.sums_stride = divide_up(plan.panels, plan.panel_parts) * kPanelWidth;
+  plan.sums_rows = round_up(
+      plan.k_blocks > 1 ? divide_up(row_blocks, plan.row_parts) * kernel.max_rows : kernel.max_rows,
+      kernel.row_multiple);
+  return plan;
+}
+
+// The rows of x as a kernel reads them.
+struct Operand {
+  const std::byte* data = nullptr;
+  int64_t stride = 0;  // bytes
+};
+
+bool usable_in_place(const MatmulKernel& kernel, const Tensor& x) {
+  return x.dtype == kernel.operand && kernel.row_multiple == 1 && x.cols % kernel.k_multiple == 0;
+}
+
+// An odd number of cache lines, so that the rows of a block do not meet in one cache set.
+int64_t operand_stride(const MatmulKernel& kernel, int64_t k) {
+  const int64_t bytes = round_up(k, kernel.k_multiple) * dtype_bytes(kernel.operand);
+  return divide_up(bytes, 64) / 2 * 128 + 64;
+}
+
+// Row `row` of x in the kernel's operand dtype, zeros after k; all zeros past the last row.
+void prepare_row(const MatmulKernel& kernel, const Tensor& x, int64_t row, std::byte* out,
+                 int64_t stride) {
+  const int64_t bytes = row < x.rows ? x.cols * dtype_bytes(kernel.operand) : 0;
+  if (bytes > 0) {
+    if (kernel.operand == x.dtype)
+      std::memcpy(out, x.row(row), static_cast<size_t>(bytes));
+    else
+      load_floats(x.dtype, x.row(row), x.cols, reinterpret_cast<float*>(out));
+  }
+  std::memset(out + bytes, 0, static_cast<size_t>(stride - bytes));
+}
+
+// One item: rows [row_begin, row_end) times panels [panel_begin, panel_end).
+struct Item {
+  int64_t row_begin, row_end, panel_begin, panel_end;
+};
+
+void run_item(const MatmulKernel& kernel, const MatmulArgs& args, const Plan& plan,
+              const Operand& x, const Item& item, float* sums) {
+  const int64_t rows = item.row_end - item.row_begin;
+  const int64_t blocks = divide_up(rows, kernel.max_rows);
+  const int64_t operand_bytes = dtype_bytes(kernel.operand);
+  const int64_t y_bytes = dtype_bytes(args.y.dtype);
+  const int64_t first_column = item.panel_begin * kPanelWidth;
+  const int64_t columns = std::min(plan.n, item.panel_end * kPanelWidth) - first_column;
+  const int64_t block_groups = kernel.k_multiple / plan.group_k;
+  for (int64_t part = 0; part < plan.k_blocks; ++part) {
+    const int64_t group_begin = part_begin(plan.groups, plan.k_blocks, part, block_groups);
+    const int64_t group_end = part_begin(plan.groups, plan.k_blocks, part + 1, block_groups);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t row = item.row_begin + part_begin(rows, blocks, block, 1);
+      const int64_t next_row = item.row_begin + part_begin(rows, blocks, block + 1, 1);
+      float* block_sums =
+          plan.k_blocks > 1 ? sums + (row - item.row_begin) * plan.sums_stride : sums;
+      kernel.sweep(
+          {.x = x.data + row * x.stride + group_begin * plan.group_k * operand_bytes,
+           .x_stride = x.stride,
+           .w = args.w + item.panel_begin * plan.panel_stride + group_begin * plan.group_bytes,
+           .panel_stride = plan.panel_stride,
+           .groups = group_end - group_begin,
+           .rows = static_cast<int>(next_row - row),
+           .panels = static_cast<int>(item.panel_end - item.panel_begin),
+           .sums = block_sums,
+           .sums_stride = plan.sums_stride,
+           .resume = part > 0});
+      if (part + 1 < plan.k_blocks) continue;
+      kernel.finish({.sums = block_sums,
+                     .sums_stride = plan.sums_stride,
+                     .rows = static_cast<int>(next_row - row),
+                     .columns = columns,
+                     .bias = args.bias ? args.bias + first_column : nullptr,
+                     .softcap = args.softcap,
+                     .y = args.y.row(row) + first_column * y_bytes,
+                     .y_stride = args.y.row_bytes(),
+                     .y_dtype = args.y.dtype});
+    }
   }
 }
 
 }  // namespace
 
-void matmul(const MatmulArgs& args, CpuIsa, ThreadPool& pool, Scratch& scratch) {
-  const int64_t m = args.x.rows;
-  const int64_t k = args.x.cols;
-  CHECK(args.y.rows == m && args.y.cols == args.n);
-  if (m == 0 || args.n == 0) return;
-  auto* x = reinterpret_cast<float*>(scratch.get(m * k * int64_t{sizeof(float)}));
-  load_floats(args.x.dtype, args.x.data, m * k, x);
-  const int64_t panel_bytes = packed_bytes(args.w_dtype, 16, k);
-  pool.parallel_for((args.n + 15) / 16, [&](int64_t index, int) {
-    const std::byte* panel = args.w + index * panel_bytes;
-    const int64_t lanes = args.n - index * 16 < 16 ? args.n - index * 16 : 16;
-    for (int64_t row = 0; row < m; ++row) {
-      float sums[16] = {};
-      for (int64_t i = 0; i < k; ++i)
-        for (int64_t lane = 0; lane < 16; ++lane)
-          sums[lane] += x[row * k + i] * load_weight(args.w_dtype, panel, i, lane);
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        if (args.bias) sums[lane] += args.bias[index * 16 + lane];
-        if (args.softcap > 0) sums[lane] = args.softcap * std::tanh(sums[lane] / args.softcap);
-      }
-      store_floats(args.y.dtype, sums, lanes,
-                   args.y.row(row) + index * 16 * dtype_bytes(args.y.dtype));
-    }
+const MatmulKernel& choose_kernel(const MatmulArgs& args, CpuIsa isa) {
+  const MatmulKernel* kernel = nullptr;
+  const bool pairs = args.x.dtype == DType::kBf16 && args.w_dtype == DType::kBf16;
+  if (pairs && isa >= CpuIsa::kAvx512Bf16) kernel = avx512_bf16_kernel();
+  if (!kernel && isa >= CpuIsa::kAvx512) kernel = avx512_kernel(args.w_dtype);
+  if (!kernel && isa >= CpuIsa::kAvx2) kernel = avx2_kernel(args.w_dtype);
+  if (!kernel) kernel = portable_kernel(args.w_dtype);
+  CHECK(kernel != nullptr);
+  return *kernel;
+}
+
+void matmul_with(const MatmulKernel& kernel, const MatmulArgs& args, ThreadPool& pool,
+                 Scratch& scratch) {
+  CHECK(args.y.rows == args.x.rows && args.y.cols == args.n);
+  CHECK(args.y.dtype != DType::kI32 && args.y.dtype != DType::kU8);
+  if (args.x.rows == 0 || args.n == 0) return;
+  const Plan plan = make_plan(kernel, args, pool.num_threads());
+
+  const bool in_place = usable_in_place(kernel, args.x);
+  const int64_t stride = in_place ? args.x.row_bytes() : operand_stride(kernel, plan.k);
+  const int64_t operand_rows = in_place ? 0 : round_up(plan.m, kernel.row_multiple);
+  const int64_t sums_floats = plan.sums_rows * plan.sums_stride;
+  std::byte* memory = scratch.get(operand_rows * stride +
+                                  pool.num_threads() * sums_floats * int64_t{sizeof(float)});
+  auto* sums = reinterpret_cast<float*>(memory + operand_rows * stride);
+
+  constexpr int64_t kConversionBytes = 64 * 1024;  // per index: worth handing to another thread
+  const int64_t rows_per_index = std::max<int64_t>(1, kConversionBytes / stride);
+  if (operand_rows > 0) {
+    pool.parallel_for(divide_up(operand_rows, rows_per_index), [&](int64_t index, int) {
+      const int64_t end = std::min(operand_rows, (index + 1) * rows_per_index);
+      for (int64_t row = index * rows_per_index; row < end; ++row)
+        prepare_row(kernel, args.x, row, memory + row * stride, stride);
+    });
+  }
+  const Operand x{.data = in_place ? args.x.data : memory, .stride = stride};
+
+  // Panels vary fastest: threads work on the same rows of x at a time.
+  pool.parallel_for(plan.panel_parts * plan.row_parts, [&](int64_t index, int thread) {
+    const int64_t panel_part = index % plan.panel_parts;
+    const int64_t row_part = index / plan.panel_parts;
+    const Item item{.row_begin = part_begin(plan.m, plan.row_parts, row_part, kernel.max_rows),
+                    .row_end = part_begin(plan.m, plan.row_parts, row_part + 1, kernel.max_rows),
+                    .panel_begin = part_begin(plan.panels, plan.panel_parts, panel_part, 1),
+                    .panel_end = part_begin(plan.panels, plan.panel_parts, panel_part + 1, 1)};
+    if (kernel.enter) kernel.enter();
+    run_item(kernel, args, plan, x, item, sums + thread * sums_floats);
+    if (kernel.leave) kernel.leave();
   });
+}
+
+void matmul(const MatmulArgs& args, CpuIsa isa, ThreadPool& pool, Scratch& scratch) {
+  matmul_with(choose_kernel(args, isa), args, pool, scratch);
 }
 
 }  // namespace nanoweave
