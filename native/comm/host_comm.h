@@ -3,8 +3,9 @@
 //
 // Waits spin at most 20 µs, then park on a futex; with more threads than cores they park at once.
 // A wait past its deadline writes the fault record (first writer wins), sets the abort word,
-// wakes everybody and throws EngineError(kRankTimeout); ranks that see the abort word throw too.
-// A communicator that has faulted stays poisoned; its runtime must be closed and made anew.
+// wakes everybody and throws EngineError(kRankTimeout) naming the rank it waited for; ranks that
+// see the abort word throw AbortedError. A communicator that has faulted stays poisoned; its
+// runtime must be closed and made anew.
 #pragma once
 
 #include <atomic>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "comm/protocol.h"
+#include "core/error.h"
 
 namespace nanoweave {
 
@@ -30,6 +32,12 @@ struct FaultRecord {
   std::string reason;  // one sentence
 };
 
+// Thrown by a rank that was told to stop because another one failed: never the root cause.
+class AbortedError : public EngineError {
+ public:
+  using EngineError::EngineError;
+};
+
 class HostComm {
  public:
   // heaps[r]: base of rank r's symmetric heap, heap_bytes each.
@@ -38,6 +46,7 @@ class HostComm {
   ~HostComm();
 
   int world() const { return static_cast<int>(heaps_.size()); }
+  int64_t heap_bytes() const { return heap_bytes_; }
 
   // The address in `peer`'s heap that corresponds to `pointer` in `self`'s heap.
   template <typename T>
@@ -47,11 +56,15 @@ class HostComm {
   }
 
   // All ranks of [first, first + count) arrive; what each wrote before is visible to all after.
-  // acquire/release. `phase` and `op` go to the fault record.
+  // acquire/release. `phase` and `op` go to the fault record. A rank takes part in barriers of the
+  // whole world and of one fixed smaller group (its attention group); each kind has its own epochs.
   void barrier(int self, int first, int count, int phase, const std::string& op, int step);
 
   // Marks the communicator failed, wakes all waiters. Thread-safe, first caller's record stays.
   void fault(FaultRecord record);
+  // Sets where the epochs stand; before the first barrier only (tests of the wrap-around).
+  void start_epochs_at(uint32_t epoch);
+
   bool aborted() const { return aborted_.load(std::memory_order_acquire) != 0; }
   FaultRecord fault_record() const;
 
@@ -59,14 +72,25 @@ class HostComm {
   bool sleep_unless_aborted(std::chrono::milliseconds duration);
 
  private:
-  struct alignas(64) EpochWord {
-    std::atomic<uint32_t> value{0};
+  enum Span { kWorld, kGroup, kNumSpans };
+  struct alignas(64) RankWords {
+    std::atomic<uint32_t> epochs[kNumSpans] = {};  // barriers this rank has arrived at
+    std::atomic<int> waiting_for{-1};              // peer this rank is parked for
+    std::atomic<uint32_t> bell{0};                 // changes when the parked rank must look again
   };
+
+  void wait_for_peer(int self, int peer, Span span, uint32_t epoch,
+                     std::chrono::steady_clock::time_point deadline, int phase,
+                     const std::string& op, int step);
+  [[noreturn]] void throw_timeout(FaultRecord record);
+  [[noreturn]] void throw_aborted(int self, const std::string& op, int step) const;
+  void ring(int rank);
+
   std::vector<std::byte*> heaps_;  // [world]
   const int64_t heap_bytes_;
   const std::chrono::milliseconds timeout_;
   const bool oversubscribed_;
-  std::unique_ptr<EpochWord[]> arrived_;  // [world] epochs each rank has published
+  std::unique_ptr<RankWords[]> words_;  // [world]
   std::atomic<uint32_t> aborted_{0};
   mutable std::mutex fault_mutex_;
   FaultRecord fault_;  // guarded by fault_mutex_

@@ -1,0 +1,200 @@
+#include "runtime/weight_loader.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#include "core/error.h"
+#include "core/tensor.h"
+#include "cpu/matmul.h"
+#include "runtime/source_file.h"
+
+namespace nanoweave {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kTileElements = int64_t{1} << 18;
+constexpr int64_t kBounceElements = 4 * kTileElements;  // strided rows are read with their gaps
+constexpr int64_t kMinDirectRowBytes = 4096;            // below, one large read beats many small
+constexpr auto kProgressInterval = std::chrono::milliseconds(50);
+
+int64_t piece_bytes(const WeightPiece& piece) {
+  return piece.row_count * piece.col_count * dtype_bytes(piece.dtype);
+}
+
+// Counts bytes of all threads and calls back at most every 50 ms, one caller at a time.
+class Progress {
+ public:
+  Progress(const ProgressCallback& callback, int64_t total) : callback_(callback), total_(total) {}
+
+  void add(int64_t bytes) {
+    const int64_t done = done_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock() || !callback_ || Clock::now() < next_) return;
+    next_ = Clock::now() + kProgressInterval;
+    callback_(done, total_);
+  }
+
+  void finish() const {
+    if (callback_) callback_(total_, total_);
+  }
+
+ private:
+  const ProgressCallback& callback_;
+  const int64_t total_;
+  std::atomic<int64_t> done_{0};
+  std::mutex mutex_;
+  Clock::time_point next_;  // guarded by mutex_
+};
+
+// A rectangle of a piece, relative to the piece.
+struct Tile {
+  int64_t row, rows, col, cols;
+};
+
+// One thread's buffers.
+class PieceReader {
+ public:
+  PieceReader()
+      : bounce_(kBounceElements * 4), floats_(kTileElements), converted_(kTileElements * 4) {}
+
+  void copy(const SourceFile& file, const WeightPiece& piece, const StoredBuffer& buffer, int rank,
+            Progress& progress, const std::atomic<bool>& stop) {
+    const int64_t tile_cols = std::min(piece.col_count, kTileElements);
+    if (tile_cols == 0) return;
+    const int64_t tile_rows = rows_per_tile(piece, tile_cols);
+    for (int64_t row = 0; row < piece.row_count; row += tile_rows) {
+      for (int64_t col = 0; col < piece.col_count; col += tile_cols) {
+        if (stop.load(std::memory_order_relaxed)) return;
+        const Tile tile = {row, std::min(tile_rows, piece.row_count - row), col,
+                           std::min(tile_cols, piece.col_count - col)};
+        read(file, piece, tile);
+        convert(piece, buffer.dtype, tile);
+        place(piece, buffer, rank, tile);
+        progress.add(tile.rows * tile.cols * dtype_bytes(piece.dtype));
+      }
+    }
+  }
+
+ private:
+  static bool reads_gaps(const WeightPiece& piece, int64_t tile_cols) {
+    return tile_cols == piece.cols || (tile_cols * dtype_bytes(piece.dtype) < kMinDirectRowBytes &&
+                                       piece.cols <= kBounceElements);
+  }
+
+  static int64_t rows_per_tile(const WeightPiece& piece, int64_t tile_cols) {
+    int64_t rows = kTileElements / tile_cols;
+    if (reads_gaps(piece, tile_cols)) rows = std::min(rows, kBounceElements / piece.cols);
+    return std::max<int64_t>(1, rows);
+  }
+
+  // Reads a tile into bounce_; source_ and source_stride_ say where its rows begin.
+  void read(const SourceFile& file, const WeightPiece& piece, const Tile& tile) {
+    const int64_t element = dtype_bytes(piece.dtype);
+    const auto offset = [&](int64_t row) {
+      return piece.offset +
+             ((piece.row_start + tile.row + row) * piece.cols + piece.col_start + tile.col) *
+                 element;
+    };
+    source_ = bounce_.data();
+    if (reads_gaps(piece, tile.cols)) {
+      source_stride_ = piece.cols * element;
+      const int64_t elements = (tile.rows - 1) * piece.cols + tile.cols;
+      file.read(offset(0), elements * element, bounce_.data());
+      return;
+    }
+    source_stride_ = tile.cols * element;
+    for (int64_t row = 0; row < tile.rows; ++row)
+      file.read(offset(row), source_stride_, bounce_.data() + row * source_stride_);
+  }
+
+  void convert(const WeightPiece& piece, DType dtype, const Tile& tile) {
+    if (piece.dtype == dtype && piece.add == 0) return;
+    const int64_t stride = tile.cols * dtype_bytes(dtype);
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      load_floats(piece.dtype, source_ + row * source_stride_, tile.cols, floats_.data());
+      if (piece.add != 0)
+        for (int64_t i = 0; i < tile.cols; ++i) floats_[i] += piece.add;
+      store_floats(dtype, floats_.data(), tile.cols, converted_.data() + row * stride);
+    }
+    source_ = converted_.data();
+    source_stride_ = stride;
+  }
+
+  void place(const WeightPiece& piece, const StoredBuffer& buffer, int rank, const Tile& tile) {
+    const int64_t row = piece.dest_row + tile.row, col = piece.dest_col + tile.col;
+    if (buffer.layout == Layout::kMatmul) {
+      pack_block(buffer.dtype, source_, source_stride_, tile.rows, tile.cols, buffer.data[rank],
+                 buffer.rows, buffer.cols, row, col);
+      return;
+    }
+    const int64_t element = dtype_bytes(buffer.dtype);
+    for (int64_t r = 0; r < tile.rows; ++r)
+      std::memcpy(buffer.data[rank] + ((row + r) * buffer.cols + col) * element,
+                  source_ + r * source_stride_, static_cast<size_t>(tile.cols * element));
+  }
+
+  std::vector<std::byte> bounce_;
+  std::vector<float> floats_;
+  std::vector<std::byte> converted_;
+  const std::byte* source_ = nullptr;
+  int64_t source_stride_ = 0;  // bytes
+};
+
+}  // namespace
+
+void fill_weights(const WeightManifest& manifest, std::span<const StoredBuffer> buffers,
+                  const ProgressCallback& callback, int num_threads) {
+  std::vector<SourceFile> files;
+  files.reserve(manifest.files.size());
+  for (const auto& file : manifest.files) files.emplace_back(file.path, file.bytes);
+
+  int64_t total = 0;
+  size_t world = 0;
+  for (const WeightBuffer& buffer : manifest.buffers) {
+    world = std::max(world, buffer.ranks.size());
+    for (const auto& pieces : buffer.ranks)
+      for (const WeightPiece& piece : pieces) total += piece_bytes(piece);
+  }
+
+  Progress progress(callback, total);
+  std::atomic<bool> stop{false};
+  std::mutex failure_mutex;
+  std::exception_ptr failure;  // guarded by failure_mutex
+  // Buffer by buffer over all ranks, so that ranks share what the page cache holds.
+  std::atomic<size_t> next_task{0};
+  const size_t num_tasks = manifest.buffers.size() * world;
+  const auto work = [&] {
+    try {
+      PieceReader reader;
+      for (size_t task; !stop.load(std::memory_order_relaxed) &&
+                        (task = next_task.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) {
+        const size_t index = task / world, rank = task % world;
+        if (buffers[index].space == Space::kKv) continue;
+        for (const WeightPiece& piece : manifest.buffers[index].ranks[rank])
+          reader.copy(files[piece.file], piece, buffers[index], static_cast<int>(rank), progress,
+                      stop);
+      }
+    } catch (...) {
+      stop.store(true, std::memory_order_relaxed);
+      const std::lock_guard lock(failure_mutex);
+      if (!failure) failure = std::current_exception();
+    }
+  };
+
+  std::vector<std::jthread> helpers;
+  const size_t wanted = std::min<size_t>(std::max(1, num_threads), num_tasks);
+  for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+  work();
+  helpers.clear();  // joins
+  if (failure) std::rethrow_exception(failure);
+  progress.finish();
+}
+
+}  // namespace nanoweave
