@@ -28,8 +28,8 @@ struct FaultRecord {
   int phase = 0;  // barrier of the op: 0 entry, 1 after push, …
   uint32_t epoch = 0;
   int step = -1;
-  std::string op;      // label of the waiter's op
-  std::string reason;  // one sentence
+  std::string op = {};      // label of the waiter's op
+  std::string reason = {};  // one sentence
 };
 
 // Thrown by a rank that was told to stop because another one failed: never the root cause.
@@ -67,6 +67,8 @@ class HostComm {
 
   bool aborted() const { return aborted_.load(std::memory_order_acquire) != 0; }
   FaultRecord fault_record() const;
+  // AbortedError naming the fault and the rank, op and step that stop because of it.
+  [[noreturn]] void throw_aborted(int self, const std::string& op, int step) const;
 
   // Sleeps until aborted or the time is over (test-only stall op). True: aborted.
   bool sleep_unless_aborted(std::chrono::milliseconds duration);
@@ -83,7 +85,6 @@ class HostComm {
                      std::chrono::steady_clock::time_point deadline, int phase,
                      const std::string& op, int step);
   [[noreturn]] void throw_timeout(FaultRecord record);
-  [[noreturn]] void throw_aborted(int self, const std::string& op, int step) const;
   void ring(int rank);
 
   std::vector<std::byte*> heaps_;  // [world]

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -69,6 +70,13 @@ struct ThreadPool::State {
     parked.fetch_sub(1, std::memory_order_seq_cst);
   }
 
+  void stop_helpers() {
+    stop.store(true, std::memory_order_seq_cst);
+    bell.fetch_add(1, std::memory_order_seq_cst);
+    futex_wake(bell, kWakeAll);
+    for (std::thread& helper : helpers) helper.join();
+  }
+
   void help(int thread) {
     int idle = 0;
     while (!stop.load(std::memory_order_acquire)) {
@@ -88,16 +96,16 @@ struct ThreadPool::State {
 ThreadPool::ThreadPool(int num_threads, bool spin) : state_(std::make_unique<State>()) {
   state_->num_threads = std::max(1, num_threads);
   state_->spin = spin;
-  for (int thread = 1; thread < state_->num_threads; ++thread)
-    state_->helpers.emplace_back([state = state_.get(), thread] { state->help(thread); });
+  try {
+    for (int thread = 1; thread < state_->num_threads; ++thread)
+      state_->helpers.emplace_back([state = state_.get(), thread] { state->help(thread); });
+  } catch (const std::system_error&) {
+    state_->stop_helpers();
+    fail(ErrorCode::kOutOfMemory, "the system has no thread left for a pool of %d", num_threads);
+  }
 }
 
-ThreadPool::~ThreadPool() {
-  state_->stop.store(true, std::memory_order_seq_cst);
-  state_->bell.fetch_add(1, std::memory_order_seq_cst);
-  futex_wake(state_->bell, kWakeAll);
-  for (std::thread& helper : state_->helpers) helper.join();
-}
+ThreadPool::~ThreadPool() { state_->stop_helpers(); }
 
 int ThreadPool::num_threads() const { return state_->num_threads; }
 

@@ -1,6 +1,6 @@
 // Backend: what a kind of device must do for the runtime. The one interface with virtual functions.
-// A backend drives all ranks placed on its devices. All calls but run() come from the runtime's
-// control thread, never concurrently with a running step.
+// A backend drives all ranks placed on its devices. All calls but run() and abort() come from the
+// runtime's control thread, never concurrently with a running step.
 #pragma once
 
 #include <cstdint>
@@ -38,16 +38,22 @@ class Backend {
   virtual const Program& program(int id) const = 0;
 
   // Starts a step on all ranks and returns; `done` is called once, from a device thread, with the
-  // result or with the root cause. Steps run in the order given.
+  // result or with the root cause (a rank's own failure rather than its peers' timeouts). Steps run
+  // in the order given. A failed step poisons the backend: later steps fail with the same cause.
   using Done = std::function<void(std::unique_ptr<StepResult>, std::exception_ptr)>;
   virtual void run(int program_id, std::shared_ptr<const Step> step, Done done) = 0;
+
+  // Thread-safe: running and queued steps fail with `why`, as does every later one. Returns at
+  // once.
+  virtual void abort(const EngineError& why) = 0;
 
   virtual std::vector<uint8_t> read(int program_id, const std::string& buffer, int rank) = 0;
   virtual void write(int program_id, const std::string& buffer, int rank,
                      std::vector<uint8_t> bytes) = 0;
 };
 
-// One line per backend.
+// One line per backend. ERR_USAGE for options without a meaning, ERR_NO_DEVICE for a device that is
+// not there.
 std::unique_ptr<Backend> make_backend(const RuntimeConfig& config);
 
 }  // namespace nanoweave
