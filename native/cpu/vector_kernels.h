@@ -11,6 +11,9 @@
 
 namespace nanoweave {
 
+struct AttentionUnit;
+struct AttentionState;
+
 struct VectorKernels {
   // Conversion of n elements to and from float32.
   void (*load)(DType dtype, const std::byte* source, int64_t n, float* out);
@@ -33,8 +36,18 @@ struct VectorKernels {
   // Σ exp((x[i] − largest) · scale), in double; NaN counts as −∞, +∞ as the largest float. The
   // terms go to `out` unless it is null; out may be x.
   double (*exp_weights)(const float* x, int64_t n, float largest, float scale, float* out);
+  // Attention of one tile of queries over one range of keys (attention.h).
+  void (*attend)(const AttentionUnit& unit);
+  // Merges the partial states of all splits, in order, into a unit's outputs.
+  void (*finish_attention)(const AttentionUnit& unit, const AttentionState* partials,
+                           int64_t num_partials);
 };
 
 const VectorKernels& vector_kernels(CpuIsa isa);
+
+// The form compiled for each instruction set.
+extern const VectorKernels kPortableKernels;
+extern const VectorKernels kAvx2Kernels;
+extern const VectorKernels kAvx512Kernels;
 
 }  // namespace nanoweave

@@ -1,7 +1,7 @@
 // split_rope_cache: qkv [T, (Hq + 2·Hkv)·D] → q [T, Hq·D], and keys and values into the KV slots of
 // the tokens. Each q and k head is normalised (where a weight is given), then its first rotary_dim
 // elements are rotated in pairs (i, i + rotary_dim/2). Rows with slot −1 write no KV.
-#include "ops/kv.h"
+#include "cpu/kv_view.h"
 #include "ops/norm_row.h"
 #include "ops/op.h"
 #include "ops/rows.h"

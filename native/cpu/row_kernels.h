@@ -1,0 +1,146 @@
+// The row primitives of VectorKernels, written once over Simd. Included after simd_math.h by each
+// vector_kernels_<isa>.cc; in an unnamed namespace for the reason given there.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace nanoweave {
+namespace {
+
+void load_row(DType dtype, const std::byte* source, int64_t count, float* out) {
+  with_elements(dtype, source, [&](const auto* p) {
+    for_vectors(count, [&](int64_t i, int64_t n) { store_n(out + i, load_n(p + i, n), n); });
+  });
+}
+
+void store_row(DType dtype, const float* source, int64_t count, std::byte* out) {
+  with_elements(dtype, out, [&](auto* p) {
+    for_vectors(count, [&](int64_t i, int64_t n) { store_n(p + i, load_n(source + i, n), n); });
+  });
+}
+
+void accumulate_row(DType dtype, const std::byte* source, int64_t count, float* total) {
+  with_elements(dtype, source, [&](const auto* p) {
+    for_vectors(count, [&](int64_t i, int64_t n) {
+      store_n(total + i, Simd::add(load_n(total + i, n), load_n(p + i, n)), n);
+    });
+  });
+}
+
+// Four chains hide the latency of the multiply-add; which element joins which chain depends on
+// the count alone.
+float sum_squares(const float* x, int64_t count) {
+  Vec sums[4] = {Simd::zero(), Simd::zero(), Simd::zero(), Simd::zero()};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+    for (int j = 0; j < 4; ++j) {
+      const Vec value = Simd::load(x + i + j * kLanes);
+      sums[j] = Simd::fma(value, value, sums[j]);
+    }
+  for_vectors(count - i, [&](int64_t rest, int64_t n) {
+    const Vec value = load_n(x + i + rest, n);
+    sums[0] = Simd::fma(value, value, sums[0]);
+  });
+  return Simd::sum(Simd::add(Simd::add(sums[0], sums[1]), Simd::add(sums[2], sums[3])));
+}
+
+void scale_mul(const float* x, float scale, const float* weight, int64_t count, float* out) {
+  const Vec factor = Simd::set(scale);
+  for_vectors(count, [&](int64_t i, int64_t n) {
+    store_n(out + i, Simd::mul(Simd::mul(load_n(x + i, n), factor), load_n(weight + i, n)), n);
+  });
+}
+
+void silu_mul(const float* gate, const float* up, int64_t count, float* out) {
+  for_vectors(count, [&](int64_t i, int64_t n) {
+    const Vec x = load_n(gate + i, n);
+    store_n(out + i, Simd::mul(Simd::mul(x, logistic(x)), load_n(up + i, n)), n);
+  });
+}
+
+// gelu_tanh(x) = x/2 · (1 + tanh(u)) = x · logistic(2u) with u = sqrt(2/π) · (x + 0.044715 x³).
+void gelu_mul(const float* gate, const float* up, int64_t count, float* out) {
+  for_vectors(count, [&](int64_t i, int64_t n) {
+    const Vec x = load_n(gate + i, n);
+    const Vec cubic = Simd::fma(Simd::mul(Simd::mul(x, x), Simd::set(0.044715f)), x, x);
+    const Vec gelu = Simd::mul(x, logistic(Simd::mul(cubic, Simd::set(1.5957691216057308f))));
+    store_n(out + i, Simd::mul(gelu, load_n(up + i, n)), n);
+  });
+}
+
+void rotate(float* x, const float* cos, const float* sin, int64_t half) {
+  for_vectors(half, [&](int64_t i, int64_t n) {
+    const Vec a = load_n(x + i, n);
+    const Vec b = load_n(x + half + i, n);
+    const Vec c = load_n(cos + i, n);
+    const Vec s = load_n(sin + i, n);
+    store_n(x + i, Simd::fnma(b, s, Simd::mul(a, c)), n);
+    store_n(x + half + i, Simd::fma(a, s, Simd::mul(b, c)), n);
+  });
+}
+
+float max_of(const float* x, int64_t count) {
+  const Vec none = Simd::set(-__builtin_inff());
+  Vec best[2] = {none, none};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes)
+    for (int j = 0; j < 2; ++j) best[j] = Simd::max(Simd::load(x + i + j * kLanes), best[j]);
+  float largest = Simd::largest(Simd::max(best[0], best[1]));
+  for (; i < count; ++i) largest = x[i] > largest ? x[i] : largest;
+  return largest;
+}
+
+int64_t find_first(const float* x, int64_t count, float value) {
+  const Vec wanted = Simd::set(value);
+  int64_t i = 0;
+  while (i + kLanes <= count && !Simd::any_equal(Simd::load(x + i), wanted)) i += kLanes;
+  while (i < count && x[i] != value) ++i;
+  return i;
+}
+
+double exp_weights(const float* x, int64_t count, float largest, float scale, float* out) {
+  const Vec shift = Simd::set(largest);
+  const Vec factor = Simd::set(scale);
+  double total = 0;
+  for_vectors(count, [&](int64_t i, int64_t n) {
+    // NaN → −∞ by the operand order of max; +∞ → the largest float.
+    Vec value = Simd::max(load_n(x + i, n), Simd::set(-__builtin_inff()));
+    value = Simd::min(value, Simd::set(FLT_MAX));
+    const Vec weight = exp(Simd::mul(Simd::sub(value, shift), factor));
+    if (n == kLanes) {
+      total += Simd::sum_double(weight);
+      if (out != nullptr) Simd::store(out + i, weight);
+      return;
+    }
+    float rest[kLanes];
+    Simd::store(rest, weight);
+    for (int64_t j = 0; j < n; ++j) total += rest[j];
+    if (out != nullptr) std::memcpy(out + i, rest, static_cast<size_t>(n) * sizeof(float));
+  });
+  return total;
+}
+
+constexpr VectorKernels row_kernels() {
+  return {
+      .load = load_row,
+      .store = store_row,
+      .accumulate = accumulate_row,
+      .sum_squares = sum_squares,
+      .scale_mul = scale_mul,
+      .silu_mul = silu_mul,
+      .gelu_mul = gelu_mul,
+      .rotate = rotate,
+      .max = max_of,
+      .find = find_first,
+      .exp_weights = exp_weights,
+      .attend = attend,
+      .finish_attention = finish_attention,
+  };
+}
+
+}  // namespace
+}  // namespace nanoweave

@@ -1,0 +1,44 @@
+// VectorKernels for AVX-512 (F, BW, VL, DQ).
+#include "cpu/vector_kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/attention.h"
+
+// Everything from here on, and nothing before, is compiled for this instruction set.
+#if defined(__clang__)
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+#endif
+
+// clang-format off: simd first, then what is written over it.
+#include "cpu/simd_avx512.h"
+#include "cpu/simd_math.h"
+#include "cpu/attention_kernel.h"
+#include "cpu/row_kernels.h"
+// clang-format on
+
+namespace nanoweave {
+
+const VectorKernels kAvx512Kernels = row_kernels();
+
+}  // namespace nanoweave
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif  // __x86_64__

@@ -1,0 +1,23 @@
+// VectorKernels for any target.
+#include <algorithm>
+#include <bit>
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/attention.h"
+#include "cpu/vector_kernels.h"
+
+// clang-format off: simd first, then what is written over it.
+#include "cpu/simd_portable.h"
+#include "cpu/simd_math.h"
+#include "cpu/attention_kernel.h"
+#include "cpu/row_kernels.h"
+// clang-format on
+
+namespace nanoweave {
+
+const VectorKernels kPortableKernels = row_kernels();
+
+}  // namespace nanoweave
