@@ -1,0 +1,57 @@
+/**
+ * What the rest of nanoweave sees of text: a tokenizer, a streaming detokenizer and a chat
+ * template. Implemented in tokenizer.ts, decoder.ts and chat-template.ts.
+ */
+
+export interface EncodeOptions {
+  /** Add what the model puts around raw text: the beginning-of-sequence token. Default false. */
+  readonly addBos?: boolean
+}
+
+export interface DecodeOptions {
+  /** Leave special tokens out. Default true. */
+  readonly skipSpecialTokens?: boolean
+}
+
+export interface Tokenizer {
+  /** Token ids of `text`; special tokens written out in it become their ids. */
+  encode(text: string, options?: EncodeOptions): number[]
+  /** Text of `ids`; ids that no token has are left out, as in the reference implementation. */
+  decode(ids: readonly number[], options?: DecodeOptions): string
+  /** Largest token id + 1. A model's logits may be wider (padding). */
+  readonly vocabSize: number
+  isSpecial(id: number): boolean
+  detokenizer(options?: DecodeOptions): Detokenizer
+}
+
+/**
+ * Decodes a sequence as it grows. The pushes and the finish joined are exactly `decode` of all
+ * ids, however they are grouped.
+ */
+export interface Detokenizer {
+  /** The text that became certain: complete code points only, possibly none. */
+  push(ids: readonly number[]): string
+  /** What was held back. The detokenizer is spent after it. */
+  finish(): string
+}
+
+export interface ChatMessage {
+  readonly role: string
+  readonly content?: string | null | readonly unknown[]
+  readonly [key: string]: unknown
+}
+
+export interface RenderOptions {
+  /** Tool definitions, as the template expects them (OpenAI's function objects). */
+  readonly tools?: readonly unknown[]
+  /** End with the header of an assistant message. Default true. */
+  readonly addGenerationPrompt?: boolean
+  /** Further variables of the template. */
+  readonly kwargs?: Readonly<Record<string, unknown>>
+}
+
+export interface ChatTemplate {
+  render(messages: readonly ChatMessage[], options?: RenderOptions): Promise<string>
+  /** Ends the renderer's process, if one was started. */
+  close(): Promise<void>
+}
