@@ -1,0 +1,102 @@
+/**
+ * How much of the machine other processes (and the hypervisor) used while something was measured.
+ * Engines that spin at barriers lose far more than their share when a core is taken away, so a
+ * measurement on a busy machine says little even as a ratio. Linux only; elsewhere unknown.
+ */
+
+import { readFileSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+
+/** Jiffies since boot over all cores. */
+interface CpuCounters {
+  readonly total: number
+  /** Not idle and not waiting for a disk; steal counted too. */
+  readonly busy: number
+  /** Of which by the processes named. */
+  readonly own: number
+}
+
+/** user + system jiffies of a process with all its threads; 0 once it is gone. */
+function processJiffies(pid: number): number {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    // Fields after the parenthesised name, which may hold spaces: utime and stime are 14 and 15.
+    const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
+    return Number(fields[11]) + Number(fields[12])
+  } catch {
+    return 0
+  }
+}
+
+function readCounters(pids: readonly number[]): CpuCounters | undefined {
+  try {
+    const line = /^cpu +(.*)$/m.exec(readFileSync('/proc/stat', 'utf8'))![1]!
+    const [user, nice, system, idle, iowait, irq, softirq, steal] = line.split(' ').map(Number)
+    const busy = user! + nice! + system! + irq! + softirq! + steal!
+    const own = pids.reduce((sum, pid) => sum + processJiffies(pid), 0)
+    return { total: busy + idle! + iowait!, busy, own }
+  } catch {
+    return undefined
+  }
+}
+
+function othersShare(before: CpuCounters, after: CpuCounters): number {
+  const total = after.total - before.total
+  if (total <= 0) return 0
+  return Math.max(0, after.busy - before.busy - (after.own - before.own)) / total
+}
+
+const PROBE_MS = 400
+const MAX_WAIT_MS = 600_000
+
+/**
+ * Watches the whole machine on behalf of a bench. With `limit` (0..1, a share of all cores) it also
+ * waits for a quiet machine before a measurement and repeats one that was disturbed.
+ */
+export class DisturbanceMeter {
+  readonly #pids: readonly number[]
+  readonly #limit: number | undefined
+  readonly #shares: number[] = []
+  #discarded = 0
+
+  constructor(pids: readonly number[], limit: number | undefined) {
+    this.#pids = [process.pid, ...pids]
+    this.#limit = limit
+  }
+
+  /** Shares of the machine others used during the measurements that were kept. */
+  get shares(): readonly number[] {
+    return this.#shares
+  }
+
+  /** Measurements thrown away because others used more than the limit. */
+  get discarded(): number {
+    return this.#discarded
+  }
+
+  /** Runs `measure`; under a limit, again until it was quiet enough, for ten minutes at most. */
+  async watch<Sample>(measure: () => Promise<Sample>): Promise<Sample> {
+    const deadline = performance.now() + MAX_WAIT_MS
+    for (;;) {
+      if (this.#limit !== undefined) await this.#waitUntilQuiet(this.#limit, deadline)
+      const before = readCounters(this.#pids)
+      const sample = await measure()
+      const after = readCounters(this.#pids)
+      const share = before && after ? othersShare(before, after) : 0
+      if (this.#limit === undefined || share <= this.#limit || performance.now() > deadline) {
+        this.#shares.push(share)
+        return sample
+      }
+      this.#discarded++
+    }
+  }
+
+  async #waitUntilQuiet(limit: number, deadline: number): Promise<void> {
+    while (performance.now() < deadline) {
+      const before = readCounters(this.#pids)
+      await sleep(PROBE_MS)
+      const after = readCounters(this.#pids)
+      if (!before || !after || othersShare(before, after) <= limit) return
+    }
+  }
+}

@@ -1,0 +1,75 @@
+/**
+ * The bench suites, and how one is run: pick it by name, parse sizes, run, gather a report. A new
+ * suite is a file in suites/ and a line here.
+ */
+
+import { EngineError } from '../errors.ts'
+import { describeMachine } from './machine.ts'
+import { loadPeaks } from './peaks.ts'
+import type { BenchContext, BenchReport, BenchSuite } from './suite.ts'
+import { engineSuite } from './suites/engine.ts'
+
+export const BENCH_SUITES: readonly BenchSuite[] = [engineSuite]
+
+export function findSuite(name: string): BenchSuite {
+  const suite = BENCH_SUITES.find((candidate) => candidate.name === name)
+  if (suite === undefined) {
+    const names = BENCH_SUITES.map((candidate) => candidate.name).join(', ')
+    throw new EngineError('ERR_USAGE', `no bench suite named ${name}; there are: ${names}`)
+  }
+  return suite
+}
+
+/** `1x512x64,8x128x64` → [[1, 512, 64], [8, 128, 64]]; every size has as many numbers as the suite names. */
+export function parseSizes(
+  text: string | undefined,
+  suite: BenchSuite,
+): readonly (readonly number[])[] {
+  if (text === undefined) return suite.defaultSizes
+  return text.split(',').map((size) => {
+    const numbers = size.split('x').map(Number)
+    const valid = numbers.every((value) => Number.isSafeInteger(value) && value > 0)
+    if (!valid || numbers.length !== suite.sizeNames.length) {
+      const names = suite.sizeNames.join(' x ')
+      throw new EngineError('ERR_USAGE', `size ${size}: bench ${suite.name} takes ${names}`)
+    }
+    return numbers
+  })
+}
+
+/** `name=value` settings; every one may be given once. */
+export function parseSettings(pairs: readonly string[]): ReadonlyMap<string, string> {
+  const settings = new Map<string, string>()
+  for (const pair of pairs) {
+    const equals = pair.indexOf('=')
+    if (equals < 1) throw new EngineError('ERR_USAGE', `setting ${pair}: expected name=value`)
+    settings.set(pair.slice(0, equals), pair.slice(equals + 1))
+  }
+  return settings
+}
+
+/** `peaksFile` may be missing: then the report has no "% of peak". */
+export async function runBench(
+  suite: BenchSuite,
+  context: BenchContext,
+  peaksFile: string,
+): Promise<BenchReport> {
+  const machine = describeMachine()
+  const peaks = loadPeaks(peaksFile)
+  const { rows, notes, details } = await suite.run(context)
+  const mismatch =
+    peaks !== undefined && peaks.threads !== context.threads
+      ? [`the peaks file is for ${peaks.threads} threads, this run used ${context.threads}`]
+      : []
+  const { ranks, threads, device, dtype, rounds, settings } = context
+  return {
+    version: 1,
+    suite: suite.name,
+    machine,
+    ...(peaks !== undefined && { peaks }),
+    options: { ranks, threads, device, dtype, rounds, ...Object.fromEntries(settings) },
+    rows,
+    notes: [...notes, ...mismatch],
+    details,
+  }
+}

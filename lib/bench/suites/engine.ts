@@ -1,0 +1,300 @@
+/**
+ * The whole engine on a random Llama-shaped bf16 model, against node-llama-cpp on the same weights
+ * with the same number of threads. Both run in processes of their own through their public
+ * interfaces on token ids: greedy, no prefix reuse, the same step size. First the two are shown to
+ * compute the same model (logits of one prompt); then they take turns, and prefill (until every
+ * sequence has its first token) and decode (per token while all sequences decode) are timed apart.
+ */
+
+import path from 'node:path'
+import { EngineError } from '../../errors.ts'
+import {
+  countParameters,
+  ensureCheckpoint,
+  findShape,
+  type LlamaShape,
+  layerMacsPerToken,
+  makeRandom,
+  weightBytesPerToken,
+} from '../checkpoint.ts'
+import { compareLogits, type LogitsComparison } from '../compare-logits.ts'
+import { DisturbanceMeter } from '../disturbance.ts'
+import { ensureGguf } from '../gguf.ts'
+import { findPeer, installPeerCommand } from '../sides/peer.ts'
+import { SideProcess } from '../sides/process.ts'
+import type { LoadRequest, MemoryReply, RunReply } from '../sides/protocol.ts'
+import { alternate, quantile, summarize } from '../stats.ts'
+import type { BenchContext, BenchRow, BenchSuite, Measured, SuiteResult } from '../suite.ts'
+import { decodeMsPerToken, prefillMs } from '../timeline.ts'
+
+const SEED = 1
+const CHECKED_POSITIONS = 64
+const STEP_TOKENS = 512
+const KV_BLOCK_TOKENS = 16
+/** Issue bound: peak RSS ≤ weights + KV + this. */
+const MEMORY_ALLOWANCE_BYTES = 200 * 2 ** 20
+
+interface Case {
+  readonly sequences: number
+  readonly promptTokens: number
+  readonly newTokens: number
+}
+
+function parseCase(size: readonly number[]): Case {
+  const [sequences, promptTokens, newTokens] = size
+  return { sequences: sequences!, promptTokens: promptTokens!, newTokens: newTokens! }
+}
+
+function randomTokens(count: number, vocab: number, seed: number): number[] {
+  const random = makeRandom(seed)
+  return Array.from({ length: count }, () => random() % vocab)
+}
+
+/** Keys and values of one token over all layers, two bytes an element. */
+function kvBytesPerToken(shape: LlamaShape): number {
+  return shape.layers * 2 * shape.kvHeads * shape.headDim * 2
+}
+
+/** Each query against the keys up to its own: 2 · 2 · heads · headDim operations a pair. */
+function attentionFlops(shape: LlamaShape, pairs: number): number {
+  return 4 * shape.heads * shape.headDim * shape.layers * pairs
+}
+
+/** Prefill of all prompts; logits of the last row of each only. Weights must be read once. */
+function prefillWork(shape: LlamaShape, { sequences, promptTokens }: Case) {
+  const pairs = (sequences * promptTokens * (promptTokens + 1)) / 2
+  return {
+    bytes: weightBytesPerToken(shape),
+    flops:
+      2 * sequences * (promptTokens * layerMacsPerToken(shape) + shape.vocab * shape.hidden) +
+      attentionFlops(shape, pairs),
+  }
+}
+
+/** One decode step of all sequences in the middle of the output. */
+function decodeWork(shape: LlamaShape, { sequences, promptTokens, newTokens }: Case) {
+  const context = promptTokens + newTokens / 2
+  return {
+    bytes: weightBytesPerToken(shape) + sequences * context * kvBytesPerToken(shape),
+    flops:
+      2 * sequences * (layerMacsPerToken(shape) + shape.vocab * shape.hidden) +
+      attentionFlops(shape, sequences * context),
+  }
+}
+
+interface RoundSample {
+  readonly prefillUs: number
+  readonly decodeUs: number
+  readonly decoded: RunReply
+}
+
+async function measureRound(side: SideProcess, one: Case, vocab: number): Promise<RoundSample> {
+  const prompts = Array.from({ length: one.sequences }, (_, sequence) =>
+    randomTokens(one.promptTokens, vocab, 100 + sequence),
+  )
+  const first = await side.ask({ kind: 'run', prompts, newTokens: 1 })
+  const decoded = await side.ask({ kind: 'run', prompts, newTokens: one.newTokens })
+  for (const tokens of decoded.tokens) {
+    if (tokens.length !== one.newTokens) {
+      throw new EngineError(
+        'ERR_INTERNAL',
+        `${side.name} generated ${tokens.length} of ${one.newTokens} tokens`,
+      )
+    }
+  }
+  return {
+    prefillUs: prefillMs(first.timesMs) * 1000,
+    decodeUs: decodeMsPerToken(decoded.timesMs) * 1000,
+    decoded,
+  }
+}
+
+/** Rounds in which a lone greedy sequence came out different from the first round. */
+function countUnsteady(samples: readonly RoundSample[]): number {
+  const texts = samples.map((sample) => JSON.stringify(sample.decoded.tokens))
+  return texts.filter((text) => text !== texts[0]).length
+}
+
+interface Sides {
+  readonly ours: SideProcess
+  readonly theirs: SideProcess | undefined
+}
+
+async function measureCase(
+  context: BenchContext,
+  shape: LlamaShape,
+  sides: Sides,
+  meter: DisturbanceMeter,
+  one: Case,
+  verified: LogitsComparison | undefined,
+): Promise<BenchRow[]> {
+  const both = sides.theirs === undefined ? [sides.ours] : [sides.ours, sides.theirs]
+  // One round that is not counted: caches, page tables, clocks.
+  for (const side of both)
+    await measureRound(side, { ...one, newTokens: 2 + one.sequences }, shape.vocab)
+  const samples = await alternate(
+    context.rounds,
+    both.map((side) => () => meter.watch(() => measureRound(side, one, shape.vocab))),
+  )
+  const measured = (index: number, pick: (sample: RoundSample) => number): Measured => ({
+    name: both[index]!.name,
+    ...summarize(samples[index]!.map(pick)),
+  })
+  const unsteady = one.sequences === 1 ? countUnsteady(samples[0]!) : 0
+  const row = (
+    op: string,
+    work: { bytes: number; flops: number },
+    tokens: number,
+    pick: (sample: RoundSample) => number,
+  ): BenchRow => ({
+    op,
+    shape: `${one.sequences}×${one.promptTokens}${op === 'decode' ? `+${one.newTokens}` : ''}`,
+    dtype: 'bf16',
+    ranks: context.ranks,
+    ours: measured(0, pick),
+    ...(both.length > 1 && { baseline: measured(1, pick) }),
+    ...work,
+    memoryPeak: 'read',
+    computePeak: 'bf16',
+    tokens,
+    checked: (verified?.positions ?? 0) + context.rounds,
+    wrong: (verified?.wrong ?? 0) + unsteady,
+  })
+  const { sequences, promptTokens } = one
+  return [
+    row('prefill', prefillWork(shape, one), sequences * promptTokens, (sample) => sample.prefillUs),
+    row('decode', decodeWork(shape, one), sequences, (sample) => sample.decodeUs),
+  ]
+}
+
+/** Weights as stored, and the KV cache that was asked for. */
+function memoryDetails(shape: LlamaShape, kvBytes: number, memory: MemoryReply) {
+  const weightBytes = 2 * countParameters(shape)
+  const boundBytes = weightBytes + kvBytes + MEMORY_ALLOWANCE_BYTES
+  return {
+    weightBytes,
+    kvBytes,
+    boundBytes,
+    ...memory,
+    withinBound: memory.peakRssBytes <= boundBytes,
+  }
+}
+
+function describeMemory(name: string, memory: ReturnType<typeof memoryDetails>): string {
+  const mb = (bytes: number) => (bytes / 1e6).toFixed(0)
+  return `${name}: peak RSS ${mb(memory.peakRssBytes)} MB for ${mb(memory.weightBytes)} MB of weights and ${mb(memory.kvBytes)} MB of KV cache (weights + KV + 200 MiB = ${mb(memory.boundBytes)} MB)`
+}
+
+async function verify(sides: Sides, shape: LlamaShape): Promise<LogitsComparison | undefined> {
+  if (sides.theirs === undefined) return undefined
+  const tokens = randomTokens(CHECKED_POSITIONS, shape.vocab, 7)
+  const ours = await sides.ours.ask({ kind: 'logits', tokens })
+  const theirs = await sides.theirs.ask({ kind: 'logits', tokens })
+  return compareLogits(ours.logits, theirs.logits, shape.vocab)
+}
+
+async function runEngineBench(context: BenchContext): Promise<SuiteResult> {
+  const shape = findShape(context.settings.get('model') ?? '0.5b')
+  const cases = context.sizes.map(parseCase)
+  const directory = path.join(context.cacheDirectory, 'bench-models')
+  context.log(`model ${shape.name}, ${(countParameters(shape) / 1e6).toFixed(1)} M parameters`)
+  const folder = ensureCheckpoint(shape, SEED, directory)
+  const peer = findPeer(context.cacheDirectory)
+
+  const sequences = Math.max(...cases.map((one) => one.sequences))
+  const contextTokens = Math.max(
+    CHECKED_POSITIONS,
+    ...cases.map((one) => one.promptTokens + one.newTokens),
+  )
+  // One token to spare: a step may be in flight beyond the last one.
+  const blocksPerSequence = Math.ceil((contextTokens + 1) / KV_BLOCK_TOKENS)
+  const kvBytes = sequences * blocksPerSequence * KV_BLOCK_TOKENS * kvBytesPerToken(shape)
+  const request: Omit<LoadRequest, 'model' | 'settings'> = {
+    kind: 'load',
+    threads: context.threads,
+    contextTokens: blocksPerSequence * KV_BLOCK_TOKENS,
+    sequences,
+    batchTokens: STEP_TOKENS,
+    kvBytes,
+  }
+  const settings = Object.fromEntries(context.settings)
+  const ours = new SideProcess('nanoweave')
+  const theirs = peer === undefined ? undefined : new SideProcess('node-llama-cpp')
+  try {
+    context.log('loading')
+    const about = await ours.ask({
+      ...request,
+      model: folder,
+      settings: { ...settings, tensorParallel: context.ranks },
+    })
+    const peerAbout =
+      peer === undefined
+        ? undefined
+        : await theirs?.ask({
+            ...request,
+            model: ensureGguf(shape, SEED, folder),
+            settings: {
+              packageFolder: peer.folder,
+              vocab: shape.vocab,
+              flashAttention: settings.flashAttention !== 'off',
+            },
+          })
+    context.log('verifying')
+    const sides = { ours, theirs }
+    const verified = await verify(sides, shape)
+    const pids = [ours.pid, ...(theirs === undefined ? [] : [theirs.pid])]
+    const meter = new DisturbanceMeter(pids, context.quiet)
+    const rows: BenchRow[] = []
+    for (const one of cases) {
+      context.log(`measuring ${one.sequences}×${one.promptTokens}+${one.newTokens}`)
+      rows.push(...(await measureCase(context, shape, sides, meter, one, verified)))
+    }
+    const memory = memoryDetails(shape, kvBytes, await ours.ask({ kind: 'memory' }))
+    const peerMemory =
+      theirs === undefined
+        ? undefined
+        : memoryDetails(shape, kvBytes, await theirs.ask({ kind: 'memory' }))
+    const notes = [
+      'prefill: sequences × prompt tokens until every sequence has its first token. decode: one step of all sequences, at the given prompt + output lengths.',
+      `other processes used ${(quantile(meter.shares, 0.5) * 100).toFixed(1)}% of the machine in the median measurement, ${(Math.max(...meter.shares) * 100).toFixed(1)}% at most; ${meter.discarded} measurements were repeated for that`,
+      describeMemory('nanoweave', memory),
+    ]
+    if (peerMemory !== undefined) notes.push(describeMemory('node-llama-cpp', peerMemory))
+    if (verified === undefined) {
+      notes.push(
+        `node-llama-cpp is not installed, so there is nothing to compare with and logits are not checked. To get it: ${installPeerCommand(context.cacheDirectory)}`,
+      )
+    } else {
+      notes.push(
+        `same model: relative difference of logits ${verified.relativeError.toExponential(1)}, same top token at ${verified.sameTop} of ${verified.positions} positions, ${verified.wrong} wrong`,
+      )
+    }
+    return {
+      rows,
+      notes,
+      details: {
+        model: { name: shape.name, parameters: countParameters(shape), shape },
+        nanoweave: { ...about, memory },
+        disturbance: { shares: meter.shares, discarded: meter.discarded },
+        ...(peer !== undefined && {
+          'node-llama-cpp': { version: peer.version, ...peerAbout, memory: peerMemory },
+          verification: verified,
+        }),
+      },
+    }
+  } finally {
+    await ours.close()
+    await theirs?.close()
+  }
+}
+
+export const engineSuite: BenchSuite = {
+  name: 'engine',
+  summary: 'prefill and decode of a random 0.5 B Llama-shaped bf16 model, against node-llama-cpp',
+  sizeNames: ['sequences', 'prompt tokens', 'new tokens'],
+  defaultSizes: [
+    [1, 512, 64],
+    [8, 128, 64],
+  ],
+  run: runEngineBench,
+}
