@@ -1,0 +1,176 @@
+/**
+ * The blocks that decoders are made of: each adds its ops and weights to a program and returns the
+ * buffer it leaves its result in. With several ranks, a block's result is this rank's term of a
+ * sum; the decoder adds the collective.
+ */
+
+import { EngineError } from '../errors.ts'
+import { attention } from '../ops/attention.ts'
+import { geluMul } from '../ops/gelu-mul.ts'
+import { matmul } from '../ops/matmul.ts'
+import { siluMul } from '../ops/silu-mul.ts'
+import { splitRopeCache } from '../ops/split-rope-cache.ts'
+import { headShare, type Share, widthShare } from '../parallel/sharding.ts'
+import type { ProgramBuilder } from '../program/builder.ts'
+import type { Dtype } from '../program/types.ts'
+import type { KvPlan, WeightPlan } from '../weights/manifest.ts'
+import type { AttentionSpec, FeedForwardSpec, LinearSpec, NormSpec } from './spec.ts'
+import type { SplitProjection, WeightPlanner } from './weights.ts'
+
+/** What every block needs to know. */
+export interface BlockContext {
+  readonly builder: ProgramBuilder
+  readonly weights: WeightPlanner
+  readonly kv: KvPlan[]
+  readonly tp: number
+  readonly hiddenSize: number
+  /** Of activations, the residual stream included. */
+  readonly dtype: Dtype
+  readonly kvDtype: Dtype
+  /** Rope tables [T, rotaryDim], by index in the spec. */
+  readonly ropeTables: readonly { readonly buffer: number; readonly rotaryDim: number }[]
+}
+
+/** Declares the program's buffer of a planned weight. */
+export function declareWeight(context: BlockContext, plan: WeightPlan): number {
+  return context.builder.weight(plan.name, plan.dtype, plan.shape, plan.layout)
+}
+
+export function normWeight(
+  context: BlockContext,
+  name: string,
+  norm: NormSpec,
+  size: number,
+): number {
+  return declareWeight(context, context.weights.norm(name, norm, size))
+}
+
+/** x → projections of it side by side, [T, Σ width of a rank]. */
+function columnParallel(
+  context: BlockContext,
+  name: string,
+  x: number,
+  projections: readonly SplitProjection[],
+): number {
+  const { builder, weights } = context
+  const plan = weights.columnParallel(`${name}.weight`, projections, context.hiddenSize)
+  const bias = weights.columnBias(`${name}.bias`, projections)
+  const weight = declareWeight(context, plan)
+  const biasBuffer = bias && declareWeight(context, bias)
+  const y = builder.arena(name, context.dtype, ['T', plan.shape[0]!])
+  builder.add(name, matmul({ x, weight, bias: biasBuffer, y }))
+  return y
+}
+
+/** x [T, width of a rank] → this rank's term of the projection back to the hidden size. */
+function rowParallel(
+  context: BlockContext,
+  name: string,
+  x: number,
+  linear: LinearSpec,
+  share: (rank: number) => Share,
+): number {
+  const { builder, weights, hiddenSize, tp } = context
+  const plan = weights.rowParallel(`${name}.weight`, linear, hiddenSize, share)
+  const bias = weights.rowBias(`${name}.bias`, linear, hiddenSize)
+  const weight = declareWeight(context, plan)
+  const biasBuffer = bias && declareWeight(context, bias)
+  const y = builder.arena(name, context.dtype, ['T', hiddenSize])
+  const biasOn = bias !== undefined && tp > 1 ? 'rank0' : undefined
+  builder.add(name, matmul({ x, weight, bias: biasBuffer, y }, { bias_on: biasOn }))
+  return y
+}
+
+/** Normalised hidden states x [T, hidden] → attention output, [T, hidden]. */
+export function attentionBlock(
+  context: BlockContext,
+  name: string,
+  x: number,
+  spec: AttentionSpec,
+): number {
+  const { builder, tp, dtype, kvDtype } = context
+  const { heads, kvHeads, headDim } = spec
+  const local = headShare(heads, kvHeads, tp, 0)
+  const shareOf = (start: number, count: number): Share => ({
+    start: start * headDim,
+    count: count * headDim,
+    padded: count * headDim,
+  })
+  const queryShare = (rank: number) => {
+    const share = headShare(heads, kvHeads, tp, rank)
+    return shareOf(share.firstHead, share.heads)
+  }
+  const keyShare = (rank: number) => {
+    const share = headShare(heads, kvHeads, tp, rank)
+    return shareOf(share.firstKvHead, share.kvHeads)
+  }
+  const qkv = columnParallel(context, `${name}.qkv`, x, [
+    { linear: spec.query, share: queryShare },
+    { linear: spec.key, share: keyShare },
+    { linear: spec.value, share: keyShare },
+  ])
+  const kvName = `${name}.kv`
+  const kv = builder.kv(kvName, kvDtype, local.kvHeads, headDim)
+  const { numBlocks, blockSize } = builder.header.limits
+  context.kv.push({
+    name: kvName,
+    dtype: kvDtype,
+    shape: [numBlocks, 2, local.kvHeads, blockSize, headDim],
+  })
+  const q = builder.arena(`${name}.q`, dtype, ['T', local.heads * headDim])
+  const rope = context.ropeTables[spec.rope]!
+  const headNorm = (suffix: string, norm: NormSpec | undefined) =>
+    norm && normWeight(context, `${name}.${suffix}.weight`, norm, headDim)
+  const sizes = { heads: local.heads, kv_heads: local.kvHeads, head_dim: headDim }
+  builder.add(
+    `${name}.rope`,
+    splitRopeCache(
+      {
+        qkv,
+        table: rope.buffer,
+        qNorm: headNorm('q_norm', spec.queryNorm),
+        kNorm: headNorm('k_norm', spec.keyNorm),
+        q,
+        kv,
+      },
+      { ...sizes, rotary_dim: rope.rotaryDim, eps: commonEps(spec.queryNorm, spec.keyNorm) },
+    ),
+  )
+  const o = builder.arena(`${name}.out`, dtype, ['T', local.heads * headDim])
+  builder.add(
+    `${name}.attention`,
+    attention(
+      { q, kv, o },
+      { ...sizes, scale: spec.scale, softcap: spec.softcap, window: spec.window },
+    ),
+  )
+  return rowParallel(context, `${name}.o`, o, spec.output, queryShare)
+}
+
+/** Normalised hidden states x [T, hidden] → feed-forward output, [T, hidden]. */
+export function feedForwardBlock(
+  context: BlockContext,
+  name: string,
+  x: number,
+  spec: FeedForwardSpec,
+): number {
+  const { builder, tp, dtype } = context
+  const share = (rank: number) => widthShare(spec.intermediateSize, tp, rank)
+  const gateUp = columnParallel(context, `${name}.gate_up`, x, [
+    { linear: spec.gate, share },
+    { linear: spec.up, share },
+  ])
+  const y = builder.arena(`${name}.act`, dtype, ['T', share(0).padded])
+  const gated = spec.activation === 'silu' ? siluMul : geluMul
+  builder.add(`${name}.act`, gated({ gateUp, y }))
+  return rowParallel(context, `${name}.down`, y, spec.down, share)
+}
+
+/** The epsilon of norms that one op computes; they have one in every known model. */
+export function commonEps(...norms: readonly (NormSpec | undefined)[]): number | undefined {
+  const values = new Set(norms.flatMap((norm) => norm?.eps ?? []))
+  if (values.size > 1) {
+    throw new EngineError('ERR_UNSUPPORTED_MODEL', 'norms of one block have different epsilons')
+  }
+  return [...values][0]
+}

@@ -1,0 +1,203 @@
+/**
+ * Models: reads a checkpoint's folder, and compiles it for a parallel layout. A family is a file in
+ * families/ and a line here. Only headers are read; weights are mapped by the runtime.
+ */
+
+import { resolve } from 'node:path'
+import { EngineError } from '../errors.ts'
+import { canSplitHeads } from '../parallel/sharding.ts'
+import { compileProgram } from '../program/compile.ts'
+import { DTYPE_BYTES, type Dtype } from '../program/types.ts'
+import type { JsonObject } from '../weights/json.ts'
+import { resolveManifest } from '../weights/manifest.ts'
+import { quote, readTensorIndex, requireFolder } from '../weights/safetensors.ts'
+import { configError, readConfig, refuseUnknownFeatures, tokenIds, unsupported } from './config.ts'
+import { buildDecoder } from './decoder.ts'
+import type { Family } from './families/common.ts'
+import { gemma2, gemma3 } from './families/gemma.ts'
+import { llama } from './families/llama.ts'
+import { mistral } from './families/mistral.ts'
+import { phi3 } from './families/phi3.ts'
+import { qwen2, qwen3 } from './families/qwen.ts'
+import type { DecoderSpec } from './spec.ts'
+import type {
+  CompiledModel,
+  CompileOptions,
+  FootprintLayout,
+  Model,
+  ModelFootprint,
+} from './types.ts'
+import { checkTensors, countParameters, dominantDtype } from './weights.ts'
+
+export type { DecoderSpec } from './spec.ts'
+export type {
+  CompiledModel,
+  CompileOptions,
+  FootprintLayout,
+  Model,
+  ModelFootprint,
+} from './types.ts'
+
+const FAMILIES: readonly Family[] = [llama, mistral, qwen2, qwen3, phi3, gemma2, gemma3]
+
+/** Largest group of ranks that the runtime drives. */
+const MAX_TENSOR_PARALLEL = 64
+
+/** Names that `architectures[0]` of a config may have. */
+export function supportedArchitectures(): string[] {
+  return FAMILIES.flatMap((family) => family.architectures)
+}
+
+/**
+ * Reads config.json and the safetensors headers of `folder`, and checks the name, shape and dtype of
+ * every tensor. Throws ERR_MODEL_NOT_FOUND, ERR_MODEL_CONFIG, ERR_UNSUPPORTED_MODEL,
+ * ERR_SAFETENSORS, ERR_TENSOR_MISSING, ERR_TENSOR_SHAPE or ERR_IO.
+ */
+export function loadModel(folder: string): Model {
+  const path = resolve(folder)
+  requireFolder(path)
+  const config = readConfig(path)
+  const architecture = readArchitecture(config)
+  const family = FAMILIES.find(({ architectures }) => architectures.includes(architecture))
+  if (family === undefined) {
+    throw unsupported(
+      `architecture ${quote(architecture)} is not supported; supported: ${supportedArchitectures().join(', ')}`,
+    )
+  }
+  for (const part of [config, config.text_config]) {
+    if (typeof part === 'object' && part !== null) refuseUnknownFeatures(part as JsonObject)
+  }
+  const tensors = readTensorIndex(path)
+  const { spec, maxPositions } = family.describe(config, tensors)
+  checkTensors(spec, tensors)
+  const [bosTokenId] = readTokens(config, 'bos_token_id', spec.vocabSize)
+  return {
+    folder: path,
+    architecture,
+    spec,
+    tensors,
+    ...(bosTokenId !== undefined && { bosTokenId }),
+    eosTokenIds: readTokens(config, 'eos_token_id', spec.vocabSize),
+    vocabSize: spec.vocabSize,
+    maxPositions,
+    weightDtype: dominantDtype(spec, tensors),
+    config: Object.freeze(config),
+  }
+}
+
+function readArchitecture(config: JsonObject): string {
+  const { architectures } = config
+  const first: unknown = Array.isArray(architectures) ? architectures[0] : undefined
+  if (typeof first !== 'string') throw configError('architectures names no architecture')
+  return first
+}
+
+/** Token ids of the config, or of the text model inside a multimodal one. */
+function readTokens(config: JsonObject, key: string, vocabSize: number): number[] {
+  const ids = tokenIds(config, key, vocabSize)
+  const text = config.text_config
+  if (ids.length > 0 || typeof text !== 'object' || text === null) return ids
+  return tokenIds(text as JsonObject, key, vocabSize)
+}
+
+/** ERR_UNSUPPORTED_LAYOUT unless the model's heads split over `tensorParallel` ranks. */
+export function checkLayout(model: Model, tensorParallel: number): void {
+  const fits = (tp: number) =>
+    tp <= MAX_TENSOR_PARALLEL &&
+    model.spec.layers.every(({ attention }) =>
+      canSplitHeads(attention.heads, attention.kvHeads, tp),
+    )
+  if (Number.isInteger(tensorParallel) && tensorParallel >= 1 && fits(tensorParallel)) return
+  const { heads, kvHeads } = model.spec.layers[0]!.attention
+  const degrees = Array.from({ length: MAX_TENSOR_PARALLEL }, (_, i) => i + 1).filter(fits)
+  throw new EngineError(
+    'ERR_UNSUPPORTED_LAYOUT',
+    `${heads} attention heads and ${kvHeads} KV heads do not split over ${tensorParallel} ranks; ` +
+      `tensor parallel degrees that fit: ${degrees.join(', ')}`,
+  )
+}
+
+/** What activations are computed in. */
+function activationDtypeOf(model: Model, precision: CompileOptions['precision']): Dtype {
+  return precision === 'auto' ? model.weightDtype : precision
+}
+
+/**
+ * The program and the weights of a model for one layout, precision and number of nano-batches. The
+ * manifest is the same for every number of parts. Throws ERR_UNSUPPORTED_LAYOUT,
+ * ERR_UNSUPPORTED_OPTION, or ERR_PROGRAM for limits that cannot be.
+ */
+export function compileModel(model: Model, options: CompileOptions): CompiledModel {
+  const { tensorParallel: tp, expertParallel = 1, parts, precision } = options
+  checkLayout(model, tp)
+  if (expertParallel !== 1) {
+    throw new EngineError(
+      'ERR_UNSUPPORTED_LAYOUT',
+      `${model.architecture} has no experts; expert parallelism over ${expertParallel} ranks needs some`,
+    )
+  }
+  const dtype = activationDtypeOf(model, precision)
+  const kvDtype = options.kvDtype ?? dtype
+  if (kvDtype !== 'f32' && kvDtype !== 'bf16' && kvDtype !== 'f16') {
+    throw new EngineError('ERR_UNSUPPORTED_OPTION', `the KV cache can be f32, bf16 or f16`)
+  }
+  const { program, weights, kv } = buildDecoder(model.spec, model.tensors, {
+    name: `${model.architecture} tp${tp} parts${parts}`,
+    tp,
+    limits: { ...options.limits, vocabSize: model.vocabSize },
+    dtype,
+    kvDtype,
+    precision,
+    maxModelLen: options.maxModelLen ?? model.maxPositions,
+  })
+  return {
+    program: compileProgram(program, { parts }),
+    manifest: resolveManifest(model.tensors, weights, kv),
+    activationDtype: dtype,
+  }
+}
+
+/** Memory that a layout needs per rank, and the size of the model. */
+export function modelFootprint(model: Model, layout: FootprintLayout): ModelFootprint {
+  const { tensorParallel: tp, precision } = layout
+  checkLayout(model, tp)
+  const dtype = activationDtypeOf(model, precision)
+  const kvDtype = layout.kvDtype ?? dtype
+  const { weights, kv } = buildDecoder(model.spec, model.tensors, {
+    name: 'footprint',
+    tp,
+    limits: minimalLimits(model.spec),
+    dtype,
+    kvDtype,
+    precision,
+    maxModelLen: model.maxPositions,
+  })
+  const bytesOf = ({
+    dtype,
+    shape,
+  }: {
+    readonly dtype: Dtype
+    readonly shape: readonly number[]
+  }) => shape.reduce((bytes, size) => bytes * size, DTYPE_BYTES[dtype])
+  const sum = (values: readonly number[]) => values.reduce((total, value) => total + value, 0)
+  const kvBytesPerToken = sum(kv.map(bytesOf))
+  return {
+    weightBytesPerRank: sum(weights.map(bytesOf)),
+    kvBytesPerBlock: (blockSize) => kvBytesPerToken * blockSize,
+    parameters: countParameters(model.spec),
+  }
+}
+
+/** One token, one block of one token: KV buffers are then as large as a token's share. */
+function minimalLimits(spec: DecoderSpec) {
+  return {
+    maxTokens: 1,
+    maxRows: 1,
+    maxSeqs: 1,
+    numBlocks: 1,
+    blockSize: 1,
+    maxBlocksPerSeq: 1,
+    numSlots: 1,
+    vocabSize: spec.vocabSize,
+  }
+}

@@ -1,0 +1,125 @@
+/**
+ * DecoderSpec: what a model family says about a checkpoint. Plain data: sizes, tensor names and
+ * the choices that change results. decoder.ts turns it into a program, weights.ts into a manifest;
+ * neither knows the family. New kinds of attention or feed-forward are new members of the unions.
+ */
+
+/** Tensor names as in the checkpoint; rows are taken before any parallel split. */
+export interface LinearSpec {
+  /** [outFeatures, inFeatures], row-major. */
+  readonly tensor: string
+  /** Rows of `tensor` that are this projection; all when absent (fused checkpoints). */
+  readonly rows?: { readonly start: number; readonly count: number }
+  /** [outFeatures] of the whole tensor; sliced like `tensor`. */
+  readonly bias?: string
+}
+
+/** RMS norm: y = x / sqrt(mean(x²) + eps) · (weight + offset). */
+export interface NormSpec {
+  readonly tensor: string
+  readonly eps: number
+  /** Added to the stored weight: 1 for Gemma. */
+  readonly offset?: number
+}
+
+/** How rotary frequencies are stretched beyond the context they were trained at; rope.ts has the formulas. */
+export type RopeScaling =
+  | { readonly kind: 'none' }
+  | { readonly kind: 'linear'; readonly factor: number }
+  | { readonly kind: 'dynamic'; readonly factor: number; readonly original: number }
+  | {
+      readonly kind: 'llama3'
+      readonly factor: number
+      readonly lowFreqFactor: number
+      readonly highFreqFactor: number
+      readonly original: number
+    }
+  | {
+      readonly kind: 'yarn'
+      readonly factor: number
+      readonly original: number
+      readonly betaFast: number
+      readonly betaSlow: number
+      /** Round the edges of the ramp to whole dimensions. */
+      readonly truncate: boolean
+      /** Multiplies cos and sin. */
+      readonly attentionFactor: number
+    }
+  | {
+      readonly kind: 'longrope'
+      /** [rotaryDim / 2] each; `short` up to `original` positions. */
+      readonly short: readonly number[]
+      readonly long: readonly number[]
+      readonly original: number
+      /** Multiplies cos and sin. */
+      readonly attentionFactor: number
+    }
+
+/** Rotary embedding of the first `rotaryDim` elements of a head, half-split pairs. */
+export interface RopeSpec {
+  readonly rotaryDim: number
+  /** Base of the frequencies. */
+  readonly theta: number
+  readonly scaling: RopeScaling
+}
+
+/** Multi-head, grouped-query or multi-query attention with rotary positions. */
+export interface GroupedAttentionSpec {
+  readonly kind: 'grouped'
+  readonly heads: number
+  readonly kvHeads: number
+  readonly headDim: number
+  /** Multiplies q·k. */
+  readonly scale: number
+  /** Scores become softcap · tanh(score / softcap). */
+  readonly softcap?: number
+  /** A token sees itself and the window - 1 tokens before it. */
+  readonly window?: number
+  /** Index into DecoderSpec.ropes. */
+  readonly rope: number
+  readonly query: LinearSpec
+  readonly key: LinearSpec
+  readonly value: LinearSpec
+  readonly output: LinearSpec
+  /** Over each head, before the rotation; [headDim]. */
+  readonly queryNorm?: NormSpec
+  readonly keyNorm?: NormSpec
+}
+
+export type AttentionSpec = GroupedAttentionSpec
+
+/** down(activation(gate(x)) · up(x)). */
+export interface GatedFeedForwardSpec {
+  readonly kind: 'gated'
+  readonly activation: 'silu' | 'gelu_tanh'
+  readonly intermediateSize: number
+  readonly gate: LinearSpec
+  readonly up: LinearSpec
+  readonly down: LinearSpec
+}
+
+export type FeedForwardSpec = GatedFeedForwardSpec
+
+/** x += post?(attention(norm(x))); x += post?(feedForward(norm(x))). */
+export interface LayerSpec {
+  readonly attentionNorm: NormSpec
+  readonly attention: AttentionSpec
+  readonly postAttentionNorm?: NormSpec
+  readonly feedForwardNorm: NormSpec
+  readonly feedForward: FeedForwardSpec
+  readonly postFeedForwardNorm?: NormSpec
+}
+
+export interface DecoderSpec {
+  readonly vocabSize: number
+  readonly hiddenSize: number
+  /** Table [vocabSize, hiddenSize]; rows are multiplied by `scale`. */
+  readonly embedding: { readonly tensor: string; readonly scale?: number }
+  readonly ropes: readonly RopeSpec[]
+  readonly layers: readonly LayerSpec[]
+  readonly finalNorm: NormSpec
+  /** [vocabSize, hiddenSize]; the embedding's tensor when tied. */
+  readonly head: { readonly tensor: string; readonly softcap?: number }
+  /** Unused tensors under this prefix mean that the family is misread; others are ignored. */
+  readonly tensorPrefix: string
+}

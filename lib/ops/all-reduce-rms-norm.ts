@@ -1,0 +1,42 @@
+/**
+ * all_reduce_rms_norm: all_reduce(partial), then add_rms_norm, in one collective. In the two-shot
+ * form a rank keeps only the residual rows it owns current.
+ */
+
+import { checkAddRmsNorm } from './add-rms-norm.ts'
+import { definedAttrs, type OpDraft, type OpSpec } from './spec.ts'
+
+export type AllReduceForm = 'auto' | 'one_shot' | 'two_shot'
+
+export const allReduceRmsNormOp: OpSpec = {
+  name: 'all_reduce_rms_norm',
+  inputs: ['partial', 'residual', 'weight', 'post_weight?'],
+  outputs: ['y', 'residual'],
+  attrs: { eps: 'number', form: 'string?' },
+  collective: true,
+  lane: 'network',
+  inPlace: { 1: 1 },
+  check(op) {
+    checkAddRmsNorm(op)
+    const form = op.op.attrs.form ?? 'auto'
+    op.require(['auto', 'one_shot', 'two_shot'].includes(form as string), `form is ${form}`)
+  },
+}
+
+export function allReduceRmsNorm(
+  operands: {
+    readonly partial: number
+    readonly residual: number
+    readonly weight: number
+    readonly postWeight?: number | undefined
+    readonly y: number
+  },
+  attrs: { readonly eps: number; readonly form?: AllReduceForm | undefined },
+): OpDraft {
+  return {
+    kind: 'all_reduce_rms_norm',
+    inputs: [operands.partial, operands.residual, operands.weight, operands.postWeight ?? null],
+    outputs: [operands.y, operands.residual],
+    attrs: definedAttrs(attrs),
+  }
+}

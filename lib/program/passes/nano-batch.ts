@@ -1,0 +1,69 @@
+/**
+ * nano-batch: splits the token dimension. Every op over T rows is cloned per part; ops over the rows
+ * that reach the logits stay whole. Neighbouring ops of one lane form a group, and groups are
+ * emitted part by part (group 1 of part 0, of part 1, …, group 2 of part 0, …): in each lane a part's
+ * work is followed by the other parts' at the same depth, so the collective of one part runs beside
+ * the compute of the next (NanoFlow, https://arxiv.org/abs/2408.12757).
+ */
+
+import { EngineError } from '../../errors.ts'
+import { opSpec } from '../../ops/index.ts'
+import { hasParts } from '../shapes.ts'
+import type { Program, ProgramOp, View } from '../types.ts'
+
+export const MAX_PARTS = 4
+
+export function splitNanoBatches(program: Program, parts: number): Program {
+  if (!Number.isInteger(parts) || parts < 1 || parts > MAX_PARTS) {
+    throw new EngineError('ERR_PROGRAM', `${parts} nano-batches; between 1 and ${MAX_PARTS} work`)
+  }
+  if (program.parts !== 1) throw new EngineError('ERR_PROGRAM', 'the program is already split')
+  if (parts === 1) return program
+  const ops: ProgramOp[] = []
+  for (const group of groupByLane(program)) {
+    if (isWhole(program, group[0]!)) {
+      ops.push(...group)
+      continue
+    }
+    for (let part = 0; part < parts; part++) {
+      for (const op of group) ops.push(partOf(program, op, part))
+    }
+  }
+  return { ...program, parts, ops }
+}
+
+/** Ops that see all rows at once: those that produce something else than token rows. */
+function isWhole(program: Program, op: ProgramOp): boolean {
+  return opSpec(op.kind).whole === true || program.buffers[op.outputs[0]!.buffer]!.shape[0] !== 'T'
+}
+
+/** Maximal runs of ops with the same lane, all split or all whole. */
+function groupByLane(program: Program): ProgramOp[][] {
+  const groups: ProgramOp[][] = []
+  for (const op of program.ops) {
+    const group = groups.at(-1)
+    const [first] = group ?? []
+    const joins =
+      first !== undefined &&
+      opSpec(first.kind).lane === opSpec(op.kind).lane &&
+      isWhole(program, first) === isWhole(program, op)
+    if (joins) group!.push(op)
+    else groups.push([op])
+  }
+  return groups
+}
+
+function partOf(program: Program, op: ProgramOp, part: number): ProgramOp {
+  const narrow = (view: View, isRead: boolean): View => {
+    const buffer = program.buffers[view.buffer]!
+    if (!hasParts(buffer)) return view
+    // Attention sees the keys of its own part and of those before it.
+    return { ...view, part, ...(isRead && buffer.space === 'kv' && { upTo: true }) }
+  }
+  return {
+    ...op,
+    label: `${op.label}#${part}`,
+    inputs: op.inputs.map((view) => view && narrow(view, true)),
+    outputs: op.outputs.map((view) => narrow(view, false)),
+  }
+}

@@ -1,0 +1,100 @@
+/**
+ * From weight plans (which rectangles of which tensors a buffer holds on each rank) to the
+ * WeightManifest that native code loads: tensor names become files and byte ranges.
+ */
+
+import { EngineError } from '../errors.ts'
+import type { Dtype, WeightLayout } from '../program/types.ts'
+import { quote, type SafetensorsDtype, type TensorIndex } from './safetensors.ts'
+import type { WeightBuffer, WeightManifest, WeightPiece } from './types.ts'
+
+/** A rectangle of a tensor, seen as a matrix (a vector is one row), copied into a buffer. */
+export interface TensorSlice {
+  readonly tensor: string
+  readonly rowStart: number
+  readonly rowCount: number
+  readonly colStart: number
+  readonly colCount: number
+  readonly destRow: number
+  readonly destCol: number
+  /** Added to every element. */
+  readonly add?: number
+}
+
+export interface WeightPlan {
+  readonly name: string
+  readonly dtype: Dtype
+  /** On every rank: [n] or [rows, cols]. */
+  readonly shape: readonly number[]
+  readonly layout: WeightLayout
+  /** What rank r holds; the rest of its buffer is zero. */
+  readonly ranks: readonly (readonly TensorSlice[])[]
+}
+
+export interface KvPlan {
+  readonly name: string
+  readonly dtype: Dtype
+  /** [blocks, 2, kvHeads, blockSize, headDim]. */
+  readonly shape: readonly number[]
+}
+
+const LOADABLE: Readonly<Partial<Record<SafetensorsDtype, Dtype>>> = {
+  F32: 'f32',
+  F16: 'f16',
+  BF16: 'bf16',
+}
+
+/** Dtype of a weight as the runtime names it; ERR_UNSUPPORTED_MODEL for those it cannot read. */
+export function loadableDtype(index: TensorIndex, tensor: string): Dtype {
+  const info = index.tensors.get(tensor)
+  if (info === undefined) {
+    throw new EngineError('ERR_TENSOR_MISSING', `the checkpoint has no tensor ${quote(tensor)}`)
+  }
+  const dtype = LOADABLE[info.dtype]
+  if (dtype === undefined) {
+    throw new EngineError(
+      'ERR_UNSUPPORTED_MODEL',
+      `${quote(tensor)} in ${index.files[info.file]!.path} is ${info.dtype}; weights may be F32, F16 or BF16`,
+    )
+  }
+  return dtype
+}
+
+/** Resolves every slice; lists only the files that are used. */
+export function resolveManifest(
+  index: TensorIndex,
+  weights: readonly WeightPlan[],
+  kv: readonly KvPlan[],
+): WeightManifest {
+  const files: { path: string; bytes: number }[] = []
+  const fileNumber = new Map<number, number>()
+  const pieceOf = ({ tensor, add, ...rectangle }: TensorSlice): WeightPiece => {
+    const dtype = loadableDtype(index, tensor)
+    const { file, offset, shape } = index.tensors.get(tensor)!
+    if (!fileNumber.has(file)) fileNumber.set(file, files.push(index.files[file]!) - 1)
+    const [rows, cols] = shape.length === 1 ? [1, shape[0]!] : [shape[0]!, shape[1]!]
+    return {
+      file: fileNumber.get(file)!,
+      offset,
+      dtype,
+      rows,
+      cols,
+      ...rectangle,
+      ...(add !== undefined && { add }),
+    }
+  }
+  const buffers: WeightBuffer[] = weights.map(({ ranks, ...plan }) => ({
+    ...plan,
+    space: 'weight',
+    // An empty rectangle moves nothing: a rank whose share is padding alone.
+    ranks: ranks.map((slices) =>
+      slices.filter((slice) => slice.rowCount > 0 && slice.colCount > 0).map(pieceOf),
+    ),
+  }))
+  const numRanks = weights[0]?.ranks.length ?? 0
+  for (const plan of kv) {
+    const ranks = Array.from({ length: numRanks }, () => [])
+    buffers.push({ ...plan, space: 'kv', layout: 'plain', ranks })
+  }
+  return { version: 1, files, buffers }
+}
