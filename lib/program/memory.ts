@@ -57,9 +57,9 @@ function findLifetimes(program: Program): Map<number, Placement> {
         placement = {
           buffer: view.buffer,
           bytes: bytes * ARENA_ALIGNMENT,
-          // Read before it is written: given from outside, so its bytes are in use from the start.
+          // Read before it is written: given from outside, perhaps once for many steps.
           before: write ? ALWAYS : NEVER,
-          last: NEVER,
+          last: write ? NEVER : ALWAYS,
           offset: 0,
         }
         placements.set(view.buffer, placement)
