@@ -7,9 +7,22 @@ import { EngineError } from '../errors.ts'
 import { describeMachine } from './machine.ts'
 import { loadPeaks } from './peaks.ts'
 import type { BenchContext, BenchReport, BenchSuite } from './suite.ts'
+import { attentionDecodeSuite, attentionPrefillSuite } from './suites/attention.ts'
+import { allReduceRmsNormSuite, allReduceSuite } from './suites/collectives.ts'
 import { engineSuite } from './suites/engine.ts'
+import { matmulSuite } from './suites/matmul.ts'
+import { copySuite, rmsNormSuite } from './suites/rows.ts'
 
-export const BENCH_SUITES: readonly BenchSuite[] = [engineSuite]
+export const BENCH_SUITES: readonly BenchSuite[] = [
+  engineSuite,
+  matmulSuite,
+  attentionPrefillSuite,
+  attentionDecodeSuite,
+  rmsNormSuite,
+  copySuite,
+  allReduceSuite,
+  allReduceRmsNormSuite,
+]
 
 export function findSuite(name: string): BenchSuite {
   const suite = BENCH_SUITES.find((candidate) => candidate.name === name)

@@ -63,13 +63,23 @@ function describeCpu(): string {
   return present.length === 0 ? model : `${model} (${present.join(' ')})`
 }
 
+/** Node reports 0 on some virtual machines whose kernel does know. */
+function readClocks(): number[] {
+  const speeds = os.cpus().map((cpu) => cpu.speed)
+  if (speeds.some((speed) => speed > 0) || !existsSync('/proc/cpuinfo')) return speeds
+  const text = readFileSync('/proc/cpuinfo', 'utf8')
+  return [...text.matchAll(/^cpu MHz\s*:\s*([\d.]+)/gm)].map((match) =>
+    Math.round(Number(match[1])),
+  )
+}
+
 export function describeMachine(): Machine {
   const root = packageRoot()
   const manifest = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
   return {
     cpu: describeCpu(),
     cores: os.availableParallelism(),
-    clocksMhz: os.cpus().map((cpu) => cpu.speed),
+    clocksMhz: readClocks(),
     memoryBytes: os.totalmem(),
     os: `${os.type()} ${os.release()} ${os.arch()}`,
     node: process.version,

@@ -5,6 +5,7 @@
  * derived in one place (report.ts) and never typed in.
  */
 
+import type { BenchDtype } from './elements.ts'
 import type { Machine } from './machine.ts'
 import type { Peaks } from './peaks.ts'
 import type { Spread } from './stats.ts'
@@ -40,7 +41,7 @@ export interface BenchContext {
   readonly ranks: number
   readonly threads: number
   readonly device: string
-  readonly dtype: 'f32' | 'bf16' | 'f16'
+  readonly dtype: BenchDtype
   /** Sizes given on the command line, each as its numbers: `512x1024` → [512, 1024]. */
   readonly sizes: readonly (readonly number[])[]
   /** Rounds of alternating measurement. */

@@ -1,0 +1,57 @@
+/** Timing of loaded one-op programs: a warm-up, then alternating rounds under a disturbance meter. */
+
+import { DisturbanceMeter } from './disturbance.ts'
+import type { OpRuntime } from './one-op.ts'
+import { alternate, quantile, summarize } from './stats.ts'
+import type { BenchContext, Measured } from './suite.ts'
+
+export interface TimedProgram {
+  readonly name: string
+  /** Index of the program in the runtime. */
+  readonly program: number
+  readonly step: Int32Array
+  /** Ops of one step; the reported time is of one of them. */
+  readonly ops: number
+}
+
+/** One sample runs the program until this much time has passed: the clock counts microseconds. */
+const SAMPLE_US = 20_000
+const WARM_UP_RUNS = 2
+
+/** Collects what the notes of a suite say about disturbance. */
+export class OpMeter {
+  readonly #context: BenchContext
+  readonly #meter: DisturbanceMeter
+
+  constructor(context: BenchContext) {
+    this.#context = context
+    this.#meter = new DisturbanceMeter([], context.quiet)
+  }
+
+  /** Times of one op of each program, in the order given. */
+  async measure(runtime: OpRuntime, programs: readonly TimedProgram[]): Promise<Measured[]> {
+    for (const { program, step } of programs) {
+      for (let i = 0; i < WARM_UP_RUNS; i++) await runtime.run(program, step)
+    }
+    const sample = async ({ program, step, ops }: TimedProgram): Promise<number> => {
+      let microseconds = 0
+      let runs = 0
+      do {
+        microseconds += await runtime.run(program, step)
+        runs++
+      } while (microseconds < SAMPLE_US)
+      return microseconds / (runs * ops)
+    }
+    const samples = await alternate(
+      this.#context.rounds,
+      programs.map((program) => () => this.#meter.watch(() => sample(program))),
+    )
+    return programs.map(({ name }, index) => ({ name, ...summarize(samples[index]!) }))
+  }
+
+  note(): string {
+    const { shares, discarded } = this.#meter
+    const percent = (share: number) => `${(share * 100).toFixed(1)}%`
+    return `other processes used ${percent(quantile(shares, 0.5))} of the machine in the median measurement, ${percent(Math.max(...shares))} at most; ${discarded} measurements were repeated for that`
+  }
+}

@@ -1,0 +1,234 @@
+/**
+ * One-op programs: a microbenchmark is a program in which the same op stands once per set of
+ * buffers, so that no op finds its operands in a cache, submitted like any step. There is no second
+ * binding surface: buffers are filled and read with the runtime's test calls, time is what the
+ * runtime reports for the step, divided by the number of ops.
+ */
+
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import {
+  RESULT_SECTION,
+  STEP_HEADER_WORDS,
+  STEP_SECTION,
+  STEP_SECTION_WORDS,
+  STEP_VERSION,
+} from '../engine/step.ts'
+import { EngineError } from '../errors.ts'
+import type { NativeRuntime } from '../native/binding.ts'
+import { loadBinding, toEngineError } from '../native/load.ts'
+import type { ProgramBuilder } from '../program/builder.ts'
+import { ARENA_ALIGNMENT } from '../program/memory.ts'
+import { maxBytes } from '../program/shapes.ts'
+import type { Program, ProgramLimits } from '../program/types.ts'
+import { validateProgram } from '../program/validate.ts'
+import type { WeightBuffer, WeightManifest, WeightPiece } from '../weights/types.ts'
+import { type BenchDtype, dtypeBytes } from './elements.ts'
+import type { BenchContext } from './suite.ts'
+
+/** Bytes the sets of buffers of one rank come to at least: several times a last-level cache. */
+const ROTATED_BYTES = 128e6
+const MAX_SETS = 256
+
+/** Sets of buffers for an op that touches `bytesPerSet`. */
+export function countSets(bytesPerSet: number): number {
+  return Math.max(2, Math.min(MAX_SETS, Math.ceil(ROTATED_BYTES / bytesPerSet)))
+}
+
+/** Limits of a program without a KV cache and without sampling. */
+export function rowLimits(maxTokens: number): ProgramLimits {
+  return {
+    maxTokens,
+    maxRows: 1,
+    maxSeqs: 1,
+    numBlocks: 0,
+    blockSize: 16,
+    maxBlocksPerSeq: 0,
+    vocabSize: 1,
+    numSlots: 0,
+  }
+}
+
+/**
+ * Every arena buffer at bytes of its own, all ops on one lane in order. Nothing overlaps, so every
+ * input keeps what was written to it.
+ */
+export function placeApart(builder: ProgramBuilder): Program {
+  const program = builder.build()
+  let end = 0
+  const buffers = program.buffers.map((buffer) => {
+    if (buffer.space !== 'arena') return buffer
+    const offset = end
+    end += Math.ceil(maxBytes(buffer, program.limits) / ARENA_ALIGNMENT) * ARENA_ALIGNMENT
+    return { ...buffer, offset }
+  })
+  const ops = program.ops.map((op) => ({ ...op, lane: 'compute' as const }))
+  const placed: Program = { ...program, buffers, ops, arenaBytes: end }
+  validateProgram(placed)
+  return placed
+}
+
+/** Sections of a step for one attention group; kinds as in STEP_SECTION. */
+export type StepSections = ReadonlyMap<number, readonly number[]>
+
+export function encodeSections(sections: StepSections): Int32Array {
+  const table = STEP_HEADER_WORDS + sections.size * STEP_SECTION_WORDS
+  const payload = [...sections.values()].reduce((sum, words) => sum + words.length, 0)
+  const step = new Int32Array(table + payload)
+  step.set([STEP_VERSION, 0, 0, 0, sections.size])
+  let entry = STEP_HEADER_WORDS
+  let offset = table
+  for (const [kind, words] of sections) {
+    step.set([kind, 0, offset, words.length], entry)
+    step.set(words, offset)
+    entry += STEP_SECTION_WORDS
+    offset += words.length
+  }
+  return step
+}
+
+/** A step of `rows` tokens for programs without a KV cache. */
+export function rowsStep(rows: number): Int32Array {
+  return encodeSections(
+    new Map([
+      [STEP_SECTION.partBounds, [0, rows]],
+      [STEP_SECTION.tokens, new Array<number>(rows).fill(0)],
+      [STEP_SECTION.positions, Array.from({ length: rows }, (_, row) => row)],
+    ]),
+  )
+}
+
+/** Microseconds the step ran, from a result's timings section. */
+export function runMicroseconds(result: Int32Array): number {
+  for (let i = 0; i < result[4]!; i++) {
+    const entry = STEP_HEADER_WORDS + i * STEP_SECTION_WORDS
+    if (result[entry] === RESULT_SECTION.timings) return result[result[entry + 2]! + 1]!
+  }
+  throw new EngineError('ERR_INTERNAL', 'the result of a step has no timings')
+}
+
+/** Contents of weight buffers by name; the same on all ranks. Others are zero. */
+export type WeightContents = ReadonlyMap<
+  string,
+  { readonly dtype: BenchDtype; readonly bytes: Uint8Array }
+>
+
+/** A manifest for the weight and KV buffers of programs, and the file with their contents. */
+function writeWeights(
+  folder: string,
+  programs: readonly Program[],
+  world: number,
+  contents: WeightContents,
+): WeightManifest {
+  // Buffers that share one array share its place in the file.
+  const offsets = new Map<Uint8Array, number>()
+  let end = 0
+  for (const { bytes } of contents.values()) {
+    if (offsets.has(bytes)) continue
+    offsets.set(bytes, end)
+    end += bytes.length
+  }
+  const file = path.join(folder, 'weights.bin')
+  writeFileSync(file, Buffer.concat([...offsets.keys()]))
+
+  const buffers = new Map<string, WeightBuffer>()
+  for (const { name, space, dtype, shape, layout } of programs.flatMap((one) => one.buffers)) {
+    if (space === 'arena') continue
+    const content = contents.get(name)
+    const [rows, cols] = shape.length === 1 ? [1, Number(shape[0])] : shape.map(Number)
+    const pieces: WeightPiece[] =
+      content === undefined
+        ? []
+        : [
+            {
+              file: 0,
+              offset: offsets.get(content.bytes)!,
+              dtype: content.dtype,
+              rows: rows!,
+              cols: cols!,
+              rowStart: 0,
+              rowCount: rows!,
+              colStart: 0,
+              colCount: cols!,
+              destRow: 0,
+              destCol: 0,
+            },
+          ]
+    buffers.set(name, {
+      name,
+      space,
+      dtype,
+      shape: shape.map(Number),
+      layout: layout ?? 'plain',
+      ranks: space === 'kv' ? [] : Array.from({ length: world }, () => pieces),
+    })
+  }
+  return { version: 1, files: [{ path: file, bytes: end }], buffers: [...buffers.values()] }
+}
+
+/** A runtime with one or more programs loaded; the programs share weights, KV caches and the heap. */
+export class OpRuntime {
+  readonly #runtime: NativeRuntime
+  readonly #ids: readonly number[]
+
+  private constructor(runtime: NativeRuntime, ids: readonly number[]) {
+    this.#runtime = runtime
+    this.#ids = ids
+  }
+
+  static async open(
+    context: BenchContext,
+    programs: readonly Program[],
+    contents: WeightContents,
+    cpuIsa = 'auto',
+  ): Promise<OpRuntime> {
+    const { ranks, threads, device } = context
+    const folder = mkdtempSync(path.join(os.tmpdir(), 'nanoweave-bench-'))
+    let runtime: NativeRuntime | undefined
+    try {
+      runtime = new (loadBinding().Runtime)({
+        ranks: Array.from({ length: ranks }, () => ({ device })),
+        tp: ranks,
+        heapBytes: Math.max(...programs.map((program) => program.arenaBytes), ARENA_ALIGNMENT),
+        threadsPerRank: Math.max(1, Math.floor(threads / ranks)),
+        waitTimeoutMs: 60_000,
+        deterministic: false,
+        cpuIsa,
+      })
+      const manifest = writeWeights(folder, programs, ranks, contents)
+      await runtime.loadWeights(JSON.stringify(manifest))
+      const ids: number[] = []
+      for (const program of programs) ids.push(await runtime.loadProgram(JSON.stringify(program)))
+      return new OpRuntime(runtime, ids)
+    } catch (error) {
+      await runtime?.close()
+      throw toEngineError(error)
+    } finally {
+      rmSync(folder, { recursive: true, force: true })
+    }
+  }
+
+  /** `program` indexes the programs given to open(); -1: a KV cache. */
+  async write(program: number, buffer: string, rank: number, bytes: Uint8Array): Promise<void> {
+    await this.#runtime.write(program < 0 ? -1 : this.#ids[program]!, buffer, rank, bytes)
+  }
+
+  async read(program: number, buffer: string, rank: number): Promise<Uint8Array> {
+    return this.#runtime.read(this.#ids[program]!, buffer, rank)
+  }
+
+  /** Microseconds of one step. */
+  async run(program: number, step: Int32Array): Promise<number> {
+    return runMicroseconds(await this.#runtime.submit(this.#ids[program]!, step))
+  }
+
+  async close(): Promise<void> {
+    await this.#runtime.close()
+  }
+}
+
+/** Bytes of a [rows, cols] matrix. */
+export function matrixBytes(rows: number, cols: number, dtype: BenchDtype): number {
+  return rows * cols * dtypeBytes(dtype)
+}
