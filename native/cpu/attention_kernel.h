@@ -183,14 +183,22 @@ void widen_values(const TileRows& rows, int64_t count, int64_t head_dim, float* 
   }
 }
 
-void load_tile(const AttentionUnit& u, int64_t first, int64_t count, const AttentionScratch& s) {
-  TileRows rows;
-  find_tile(u, first, count, rows);
+void load_tile(const AttentionUnit& u, const TileRows& rows, int64_t count,
+               const AttentionScratch& s) {
   with_elements(u.kv.dtype(), u.kv.kv.data, [&](const auto* typed) {
     using T = std::remove_cv_t<std::remove_pointer_t<decltype(typed)>>;
     transpose_keys<T>(rows, count, u.kv.head_dim, s.keys);
     widen_values<T>(rows, count, u.kv.head_dim, s.values);
   });
+}
+
+// Asks for a tile's keys and values ahead of their use: with few rows the loads are the cost.
+void prefetch_tile(const TileRows& rows, int64_t count, int64_t row_bytes) {
+  for (int64_t j = 0; j < count; ++j)
+    for (int64_t byte = 0; byte < row_bytes; byte += 64) {
+      __builtin_prefetch(rows.keys[j] + byte, 0, 2);
+      __builtin_prefetch(rows.values[j] + byte, 0, 2);
+    }
 }
 
 float exp_of(float x) {
@@ -250,10 +258,20 @@ void attend_split(const AttentionUnit& u, int64_t first, int64_t end, const Atte
   const int64_t rows = u.tokens * u.group;
   const int64_t head_dim = u.kv.head_dim;
   const int64_t stride = attention_value_stride(head_dim);
+  const int64_t row_bytes = head_dim * dtype_bytes(u.kv.dtype());
   clear(state, rows, stride);
+  TileRows tiles[2];  // of this tile and the next
+  int current = 0;
+  find_tile(u, first / kTileKeys * kTileKeys,
+            std::min(kTileKeys, end - first / kTileKeys * kTileKeys), tiles[current]);
   for (int64_t tile = first / kTileKeys * kTileKeys; tile < end; tile += kTileKeys) {
     const int64_t count = std::min(kTileKeys, end - tile);
-    load_tile(u, tile, count, s);
+    load_tile(u, tiles[current], count, s);
+    current ^= 1;
+    if (const int64_t ahead = std::min(kTileKeys, end - tile - kTileKeys); ahead > 0) {
+      find_tile(u, tile + kTileKeys, ahead, tiles[current]);
+      prefetch_tile(tiles[current], ahead, row_bytes);
+    }
     multiply<false>({.a = s.queries,
                      .a_stride = head_dim,
                      .depth = head_dim,

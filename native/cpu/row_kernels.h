@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 namespace nanoweave {
 namespace {
@@ -102,26 +101,74 @@ int64_t find_first(const float* x, int64_t count, float value) {
   return i;
 }
 
+int64_t select_at_least(const float* x, int64_t count, float threshold, int32_t* indices) {
+  const Vec least = Simd::set(threshold);
+  int64_t found = 0;
+  const auto scan = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      if (x[i] >= threshold) indices[found++] = static_cast<int32_t>(i);
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    if (Simd::any_at_least(Simd::load(x + i), least)) scan(i, i + kLanes);
+  scan(i, count);
+  return found;
+}
+
+void clear_below(float* x, int64_t count, float threshold) {
+  const Vec least = Simd::set(threshold);
+  for_vectors(count, [&](int64_t i, int64_t n) {
+    const Vec value = load_n(x + i, n);
+    store_n(x + i, Simd::where_less(value, least, Simd::zero(), value), n);
+  });
+}
+
+// Sums vectors in float32 and every eight of them in double.
+class LongSum {
+ public:
+  LongSum() : partial_(Simd::zero()) {}
+  void add(Vec value) {
+    partial_ = Simd::add(partial_, value);
+    if (++pending_ == 8) flush();
+  }
+  double total() {
+    flush();
+    return total_;
+  }
+
+ private:
+  void flush() {
+    total_ += Simd::sum_double(partial_);
+    partial_ = Simd::zero();
+    pending_ = 0;
+  }
+  Vec partial_;
+  int pending_ = 0;
+  double total_ = 0;
+};
+
+double sum_of(const float* x, int64_t count) {
+  LongSum sum;
+  for_vectors(count, [&](int64_t i, int64_t n) { sum.add(load_n(x + i, n)); });
+  return sum.total();
+}
+
 double exp_weights(const float* x, int64_t count, float largest, float scale, float* out) {
   const Vec shift = Simd::set(largest);
   const Vec factor = Simd::set(scale);
-  double total = 0;
+  LongSum sum;
   for_vectors(count, [&](int64_t i, int64_t n) {
     // NaN → −∞ by the operand order of max; +∞ → the largest float.
     Vec value = Simd::max(load_n(x + i, n), Simd::set(-__builtin_inff()));
     value = Simd::min(value, Simd::set(FLT_MAX));
-    const Vec weight = exp(Simd::mul(Simd::sub(value, shift), factor));
-    if (n == kLanes) {
-      total += Simd::sum_double(weight);
-      if (out != nullptr) Simd::store(out + i, weight);
-      return;
-    }
-    float rest[kLanes];
-    Simd::store(rest, weight);
-    for (int64_t j = 0; j < n; ++j) total += rest[j];
-    if (out != nullptr) std::memcpy(out + i, rest, static_cast<size_t>(n) * sizeof(float));
+    Vec weight = exp(Simd::mul(Simd::sub(value, shift), factor));
+    if (n < kLanes)  // lanes past the end do not count
+      weight =
+          Simd::where_less(Simd::ramp(0), Simd::set(static_cast<float>(n)), weight, Simd::zero());
+    sum.add(weight);
+    if (out != nullptr) store_n(out + i, weight, n);
   });
-  return total;
+  return sum.total();
 }
 
 constexpr VectorKernels row_kernels() {
@@ -136,6 +183,9 @@ constexpr VectorKernels row_kernels() {
       .rotate = rotate,
       .max = max_of,
       .find = find_first,
+      .select = select_at_least,
+      .clear_below = clear_below,
+      .sum = sum_of,
       .exp_weights = exp_weights,
       .attend = attend,
       .finish_attention = finish_attention,

@@ -1,12 +1,12 @@
 // Sampling without a sort of the vocabulary: weights w = exp((logit − largest) / temperature) are
-// computed once; the cuts of top-k and top-p are found by selection on the few tokens that can pass
-// them; the draw inverts the cumulative sum in token order.
+// computed once; the cuts of top-k and top-p are found by selection among the few tokens that can
+// pass them; the draw inverts the cumulative sum in token order.
 #include "cpu/sampling.h"
 
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <functional>
+#include <limits>
 
 #include "cpu/philox.h"
 
@@ -15,56 +15,39 @@ namespace {
 
 constexpr float kGreedyTemperature = 1e-5f;
 constexpr int64_t kChunk = 1024;
-
-struct Candidate {
-  float weight;
-  int32_t token;
-};
-
-// Heavier first, ties to the lower id: a total order, so selections are unique.
-bool precedes(const Candidate& a, const Candidate& b) {
-  return a.weight > b.weight || (a.weight == b.weight && a.token < b.token);
-}
-
-// A token stays when its weight is above `weight`, or equal with an id up to `token`.
-struct Cut {
-  float weight = 0;
-  int32_t token = INT32_MAX;
-
-  bool keeps(float w, int64_t id) const { return w > weight || (w == weight && id <= token); }
-};
-
-std::vector<Candidate> at_least(std::span<const float> weights, float threshold) {
-  std::vector<Candidate> found;
-  for (size_t i = 0; i < weights.size(); ++i)
-    if (weights[i] >= threshold) found.push_back({weights[i], static_cast<int32_t>(i)});
-  return found;
-}
-
-// Thresholds tried in turn: a peaked row is settled by the first, a flat one by the last.
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Thresholds on weights tried in turn: a peaked row is settled by the first, a flat one by the
+// last.
 constexpr float kThresholds[] = {0x1p-5f, 0x1p-10f, 0x1p-16f, 0};
 
-Cut top_k_cut(std::span<const float> weights, int64_t k) {
-  for (const float threshold : kThresholds) {
-    std::vector<Candidate> candidates = at_least(weights, threshold);
-    if (static_cast<int64_t>(candidates.size()) < k) continue;
-    std::nth_element(candidates.begin(), candidates.begin() + (k - 1), candidates.end(), precedes);
-    return {candidates[k - 1].weight, INT32_MAX};
+int64_t size_of(std::span<const float> row) { return static_cast<int64_t>(row.size()); }
+
+// Heavier first, ties to the lower id: a total order, so selections are unique.
+struct Precedes {
+  const float* weights;
+  bool operator()(int32_t a, int32_t b) const {
+    return weights[a] > weights[b] || (weights[a] == weights[b] && a < b);
   }
-  return {};
+};
+
+double mass_of(const float* weights, std::span<const int32_t> tokens) {
+  double mass = 0;
+  for (const int32_t token : tokens) mass += weights[token];
+  return mass;
 }
 
-// The last token of the shortest prefix, in order of precedence, whose weights reach `target`:
-// quickselect on mass instead of rank.
-Cut prefix_cut(std::vector<Candidate>& candidates, double target) {
+// The shortest prefix of `tokens`, in order of precedence, whose weights reach `target`:
+// quickselect on mass instead of rank. Reorders tokens so that the prefix comes first, its last
+// token at the end; returns its length.
+size_t prefix_length(const float* weights, std::span<int32_t> tokens, double target) {
+  const Precedes precedes{weights};
   size_t begin = 0;  // everything before is in the prefix
-  size_t end = candidates.size();
+  size_t end = tokens.size();
   while (end - begin > 1) {
     const size_t middle = begin + (end - begin) / 2;
-    std::nth_element(candidates.begin() + begin, candidates.begin() + middle,
-                     candidates.begin() + end, precedes);
-    double mass = 0;
-    for (size_t i = begin; i < middle; ++i) mass += candidates[i].weight;
+    std::nth_element(tokens.begin() + begin, tokens.begin() + middle, tokens.begin() + end,
+                     precedes);
+    const double mass = mass_of(weights, tokens.subspan(begin, middle - begin));
     if (mass >= target) {
       end = middle;
     } else {
@@ -72,103 +55,131 @@ Cut prefix_cut(std::vector<Candidate>& candidates, double target) {
       begin = middle;
     }
   }
-  return {candidates[begin].weight, candidates[begin].token};
+  return begin + 1;
 }
 
-Cut top_p_cut(std::span<const float> weights, const Cut& within, float top_p) {
-  double total = 0;
-  for (size_t i = 0; i < weights.size(); ++i)
-    if (within.keeps(weights[i], static_cast<int64_t>(i))) total += weights[i];
-  const double target = top_p * total;
+// Zeroes the weights that top-k and top-p exclude. `total` is the sum of all weights.
+void apply_cuts(const VectorKernels& kernels, std::span<float> weights, double total, int64_t top_k,
+                float top_p, std::span<int32_t> scratch) {
+  const int64_t count = size_of(weights);
+  std::span<int32_t> candidates;
   for (const float threshold : kThresholds) {
-    std::vector<Candidate> candidates = at_least(weights, std::max(threshold, within.weight));
-    double mass = 0;
-    for (const Candidate& candidate : candidates) mass += candidate.weight;
-    const bool complete = threshold <= within.weight;
-    if (!candidates.empty() && (mass >= target || complete)) return prefix_cut(candidates, target);
+    candidates = scratch.first(kernels.select(weights.data(), count, threshold, scratch.data()));
+    const bool enough = top_k > 0 ? static_cast<int64_t>(candidates.size()) >= top_k
+                                  : mass_of(weights.data(), candidates) >= top_p * total;
+    if (enough) break;
   }
-  return within;
+  float least = 0;
+  if (top_k > 0) {
+    const auto kth = candidates.begin() + (top_k - 1);
+    std::nth_element(candidates.begin(), kth, candidates.end(), Precedes{weights.data()});
+    least = weights[*kth];
+    const auto kept = std::partition(candidates.begin(), candidates.end(),
+                                     [&](int32_t token) { return weights[token] >= least; });
+    candidates = candidates.first(kept - candidates.begin());
+    total = mass_of(weights.data(), candidates);
+  }
+  if (top_p < 1) {
+    const size_t length = prefix_length(weights.data(), candidates, top_p * total);
+    least = weights[candidates[length - 1]];
+    for (const int32_t token : candidates.subspan(length)) weights[token] = 0;
+  }
+  kernels.clear_below(weights.data(), count, least);
 }
 
 // The token at which the cumulative sum of weights passes `fraction` of the total.
-int32_t invert(std::span<const float> weights, double fraction) {
-  std::vector<double> sums;
+int32_t invert(const VectorKernels& kernels, std::span<const float> weights, double fraction) {
+  const int64_t count = size_of(weights);
+  const auto chunk_sum = [&](int64_t begin) {
+    return kernels.sum(weights.data() + begin, std::min(kChunk, count - begin));
+  };
   double total = 0;
-  for (size_t begin = 0; begin < weights.size(); begin += kChunk) {
-    double sum = 0;
-    for (const float weight :
-         weights.subspan(begin, std::min<size_t>(kChunk, weights.size() - begin)))
-      sum += weight;
-    sums.push_back(sum);
-    total += sum;
-  }
+  for (int64_t begin = 0; begin < count; begin += kChunk) total += chunk_sum(begin);
   double target = fraction * total;
-  size_t chunk = 0;
-  while (chunk + 1 < sums.size() && target >= sums[chunk]) target -= sums[chunk++];
-  int32_t last = 0;
-  for (size_t i = chunk * kChunk; i < weights.size(); ++i) {
+  int64_t begin = 0;
+  for (; begin + kChunk < count; begin += kChunk) {
+    const double sum = chunk_sum(begin);
+    if (target < sum) break;
+    target -= sum;
+  }
+  int32_t last = -1;
+  for (int64_t i = begin; i < count; ++i) {
     if (weights[i] <= 0) continue;
     last = static_cast<int32_t>(i);
     if (target < weights[i]) return last;
     target -= weights[i];
   }
-  return last;  // rounding carried the target past the end
+  // Rounding carried the target past the end: the last token that has any weight.
+  for (int64_t i = begin; last < 0; --i)
+    if (weights[i] > 0) last = static_cast<int32_t>(i);
+  return last;
 }
 
 }  // namespace
 
 int32_t argmax(const VectorKernels& kernels, std::span<const float> logits) {
-  const auto count = static_cast<int64_t>(logits.size());
-  const float largest = kernels.max(logits.data(), count);
-  if (largest == -INFINITY) return 0;
-  return static_cast<int32_t>(kernels.find(logits.data(), count, largest));
+  const float largest = kernels.max(logits.data(), size_of(logits));
+  if (largest == -kInfinity) return 0;
+  return static_cast<int32_t>(kernels.find(logits.data(), size_of(logits), largest));
 }
 
 int32_t sample_token(const VectorKernels& kernels, std::span<const float> logits,
-                     const SamplingParams& params, std::span<float> weights) {
+                     const SamplingParams& params, std::span<float> weights,
+                     std::span<int32_t> candidates) {
   if (!(params.temperature >= kGreedyTemperature)) return argmax(kernels, logits);
-  const auto count = static_cast<int64_t>(logits.size());
+  const int64_t count = size_of(logits);
   const float largest = std::min(kernels.max(logits.data(), count), FLT_MAX);
-  if (largest == -INFINITY) return 0;
-  kernels.exp_weights(logits.data(), count, largest, 1.0f / params.temperature, weights.data());
-
-  Cut cut;
-  if (params.top_k > 0 && params.top_k < count) cut = top_k_cut(weights, params.top_k);
-  if (params.top_p < 1) cut = top_p_cut(weights, cut, std::max(params.top_p, 0.0f));
-  if (params.min_p > cut.weight) cut = {std::min(params.min_p, 1.0f), INT32_MAX};
-  if (cut.weight > 0)
-    for (int64_t i = 0; i < count; ++i)
-      if (!cut.keeps(weights[i], i)) weights[i] = 0;
-  return invert(weights, philox_uniform(params.seed, params.position));
+  if (largest == -kInfinity) return 0;
+  const double total =
+      kernels.exp_weights(logits.data(), count, largest, 1.0f / params.temperature, weights.data());
+  const int64_t top_k = params.top_k < count ? params.top_k : 0;
+  if (top_k > 0 || params.top_p < 1)
+    apply_cuts(kernels, weights, total, top_k, params.top_p, candidates);
+  if (params.min_p > 0) kernels.clear_below(weights.data(), count, std::min(params.min_p, 1.0f));
+  return invert(kernels, weights, philox_uniform(params.seed, params.position));
 }
 
 double log_sum_exp(const VectorKernels& kernels, std::span<const float> logits) {
-  const auto count = static_cast<int64_t>(logits.size());
-  const float largest = std::min(kernels.max(logits.data(), count), FLT_MAX);
-  if (largest == -INFINITY) return 0;  // log-probabilities of such a row are −∞
-  return largest + std::log(kernels.exp_weights(logits.data(), count, largest, 1.0f, nullptr));
+  const float largest = std::min(kernels.max(logits.data(), size_of(logits)), FLT_MAX);
+  if (largest == -kInfinity) return 0;
+  return largest +
+         std::log(kernels.exp_weights(logits.data(), size_of(logits), largest, 1.0f, nullptr));
+}
+
+float token_logprob(float logit, double log_total) {
+  if (std::isnan(logit)) return -kInfinity;
+  return static_cast<float>(std::min(logit, FLT_MAX) - log_total);
 }
 
 std::vector<TokenLogprob> top_logprobs(const VectorKernels& kernels, std::span<const float> logits,
                                        int count, double log_total) {
-  std::vector<Candidate> best;  // sorted by precedence
+  struct Best {
+    float logit;
+    int32_t token;
+  };
+  const auto precedes = [](const Best& a, const Best& b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+  };
   const auto wanted = std::min(static_cast<size_t>(count), logits.size());
+  std::vector<Best> best;  // sorted by precedence
+  best.reserve(wanted + 1);
   for (size_t begin = 0; begin < logits.size(); begin += kChunk) {
     const auto chunk = logits.subspan(begin, std::min<size_t>(kChunk, logits.size() - begin));
-    const float largest = kernels.max(chunk.data(), static_cast<int64_t>(chunk.size()));
-    if (best.size() == wanted && largest <= best.back().weight) continue;
+    // Later tokens lose ties, so a chunk matters only when it holds something greater.
+    if (best.size() == wanted && kernels.max(chunk.data(), size_of(chunk)) <= best.back().logit)
+      continue;
     for (size_t i = 0; i < chunk.size(); ++i) {
-      const float logit = std::isnan(chunk[i]) ? -INFINITY : chunk[i];
-      const Candidate candidate{logit, static_cast<int32_t>(begin + i)};
-      if (best.size() == wanted && !precedes(candidate, best.back())) continue;
-      if (best.size() == wanted) best.pop_back();
-      best.insert(std::upper_bound(best.begin(), best.end(), candidate, precedes), candidate);
+      const Best entry{std::isnan(chunk[i]) ? -kInfinity : chunk[i],
+                       static_cast<int32_t>(begin + i)};
+      if (best.size() == wanted && !precedes(entry, best.back())) continue;
+      best.insert(std::upper_bound(best.begin(), best.end(), entry, precedes), entry);
+      if (best.size() > wanted) best.pop_back();
     }
   }
   std::vector<TokenLogprob> result;
-  for (const Candidate& candidate : best)
-    result.push_back(
-        {candidate.token, static_cast<float>(std::min(candidate.weight, FLT_MAX) - log_total)});
+  result.reserve(best.size());
+  for (const Best& entry : best)
+    result.push_back({entry.token, token_logprob(entry.logit, log_total)});
   return result;
 }
 

@@ -29,12 +29,16 @@ struct TokenLogprob {
 int32_t argmax(const VectorKernels& kernels, std::span<const float> logits);
 
 // Draws a token: temperature, then top-k, then top-p on what top-k left, then min-p.
-// `weights` is scratch of the row's size.
+// Each piece of scratch has the row's size.
 int32_t sample_token(const VectorKernels& kernels, std::span<const float> logits,
-                     const SamplingParams& params, std::span<float> weights);
+                     const SamplingParams& params, std::span<float> weights,
+                     std::span<int32_t> candidates);
 
-// log Σ exp(logit)
+// log Σ exp(logit); 0 for a row of −∞, whose log-probabilities are −∞.
 double log_sum_exp(const VectorKernels& kernels, std::span<const float> logits);
+
+// logit − log_total, of a logit as defined above.
+float token_logprob(float logit, double log_total);
 
 // The `count` most likely tokens, best first, ties to the lower id.
 std::vector<TokenLogprob> top_logprobs(const VectorKernels& kernels, std::span<const float> logits,

@@ -49,6 +49,9 @@ struct Simd {
   static bool any_equal(Vec a, Vec b) {
     return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)) != 0;
   }
+  static bool any_at_least(Vec a, Vec b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)) != 0;
+  }
 
   static float sum(Vec a) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -113,8 +116,9 @@ struct Simd {
   }
 
   // rows[i][j] ↔ rows[j][i]
-  static void transpose(Vec (&rows)[8]) {
+  [[gnu::always_inline]] static void transpose(Vec (&rows)[8]) {
     Vec quads[8];  // column 4·lane + c of rows 4i … 4i+3 in quads[4i + c]
+#pragma GCC unroll 2
     for (int i = 0; i < 8; i += 4) {
       const Vec a = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
       const Vec b = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
@@ -125,6 +129,7 @@ struct Simd {
       quads[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
       quads[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
     }
+#pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
       rows[c] = _mm256_permute2f128_ps(quads[c], quads[4 + c], 0x20);
       rows[4 + c] = _mm256_permute2f128_ps(quads[c], quads[4 + c], 0x31);

@@ -51,6 +51,7 @@ struct Simd {
   // a · 2^n for integral n within ±126
   static Vec scale(Vec a, Vec n) { return _mm512_scalef_ps(a, n); }
   static bool any_equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
+  static bool any_at_least(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ) != 0; }
 
   static float sum(Vec a) { return _mm512_reduce_add_ps(a); }
   static float largest(Vec a) { return _mm512_reduce_max_ps(a); }
@@ -97,20 +98,24 @@ struct Simd {
   }
 
   // rows[i][j] ↔ rows[j][i]
-  static void transpose(Vec (&rows)[16]) {
+  [[gnu::always_inline]] static void transpose(Vec (&rows)[16]) {
     Vec pairs[16];  // columns c and c+1 of rows 2i and 2i+1, per 128-bit lane
+#pragma GCC unroll 16
     for (int i = 0; i < 16; i += 2) {
       pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
       pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
     }
     Vec quads[16];  // column 4·lane + c of rows 4i … 4i+3 in quads[4i + c]
+#pragma GCC unroll 16
     for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const __m512d a = _mm512_castps_pd(pairs[i + half]);
         const __m512d b = _mm512_castps_pd(pairs[i + 2 + half]);
         quads[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
         quads[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
       }
+#pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
       const Vec low = _mm512_shuffle_f32x4(quads[c], quads[4 + c], 0x88);  // lanes 0, 2
       const Vec high = _mm512_shuffle_f32x4(quads[8 + c], quads[12 + c], 0x88);

@@ -16,7 +16,7 @@ constexpr int kLanes = Simd::kLanes;
 // exp(x) within 2 ulp. Below −87.3 zero (no subnormal results); +∞ from 88.02; NaN stays NaN.
 // x = n·ln 2 + r with |r| ≤ ln 2 / 2 (Cody and Waite's two-part reduction), then e^r by its
 // Taylor series to r^7 / 7!, whose remainder is below 2^-27 of the result.
-inline Vec exp(Vec x) {
+[[gnu::always_inline]] inline Vec exp(Vec x) {
   const Vec lowest = Simd::set(-87.3f);
   const Vec clamped = Simd::min(Simd::set(88.02f), Simd::max(lowest, x));
   const Vec n = Simd::round(Simd::mul(clamped, Simd::set(1.44269504f)));
@@ -35,13 +35,13 @@ inline Vec exp(Vec x) {
 }
 
 // 1 / (1 + e^-x)
-inline Vec logistic(Vec x) {
+[[gnu::always_inline]] inline Vec logistic(Vec x) {
   const Vec one = Simd::set(1.0f);
   return Simd::div(one, Simd::add(one, exp(Simd::sub(Simd::zero(), x))));
 }
 
 // tanh(x) within 4 ulp: its Taylor series to x^11 below 0.3, else 1 − 2 / (e^2|x| + 1).
-inline Vec tanh(Vec x) {
+[[gnu::always_inline]] inline Vec tanh(Vec x) {
   const Vec one = Simd::set(1.0f);
   const Vec magnitude = Simd::abs(x);
   const Vec power = exp(Simd::add(magnitude, magnitude));

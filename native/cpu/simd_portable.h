@@ -44,6 +44,10 @@ struct Simd {
     const Ints equal = a == b;
     return (equal[0] | equal[1] | equal[2] | equal[3]) != 0;
   }
+  static bool any_at_least(Vec a, Vec b) {
+    const Ints at_least = a >= b;
+    return (at_least[0] | at_least[1] | at_least[2] | at_least[3]) != 0;
+  }
 
   static float sum(Vec a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static float largest(Vec a) {
@@ -89,7 +93,7 @@ struct Simd {
   }
 
   // rows[i][j] ↔ rows[j][i]
-  static void transpose(Vec (&rows)[4]) {
+  [[gnu::always_inline]] static void transpose(Vec (&rows)[4]) {
     Vec columns[4];
     for (int i = 0; i < 4; ++i) columns[i] = Vec{rows[0][i], rows[1][i], rows[2][i], rows[3][i]};
     for (int i = 0; i < 4; ++i) rows[i] = columns[i];

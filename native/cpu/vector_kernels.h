@@ -33,6 +33,11 @@ struct VectorKernels {
   float (*max)(const float* x, int64_t n);
   // Index of the first element equal to `value`, or n.
   int64_t (*find)(const float* x, int64_t n, float value);
+  // Writes the indices of elements ≥ threshold, ascending; returns how many. Room for n indices.
+  int64_t (*select)(const float* x, int64_t n, float threshold, int32_t* indices);
+  // Elements < threshold become zero.
+  void (*clear_below)(float* x, int64_t n, float threshold);
+  double (*sum)(const float* x, int64_t n);
   // Σ exp((x[i] − largest) · scale), in double; NaN counts as −∞, +∞ as the largest float. The
   // terms go to `out` unless it is null; out may be x.
   double (*exp_weights)(const float* x, int64_t n, float largest, float scale, float* out);

@@ -4,7 +4,6 @@
 // prompt and output; frequency and presence on the output), biased, and divided by the temperature.
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -32,16 +31,28 @@ void penalize(const SlotState& slot, std::span<float> logits) {
       logits[token] -= slot.frequency_penalty * static_cast<float>(count) + slot.presence_penalty;
 }
 
-// `scratch` holds two rows.
+// What one thread needs to sample a row of V logits.
+struct SampleScratch {
+  static constexpr int64_t kRows = 3;  // of V words
+
+  SampleScratch(float* memory, int64_t vocab)
+      : changed(memory, vocab),
+        weights(memory + vocab, vocab),
+        candidates(reinterpret_cast<int32_t*>(memory + 2 * vocab), vocab) {}
+
+  std::span<float> changed;  // penalised and biased logits
+  std::span<float> weights;
+  std::span<int32_t> candidates;
+};
+
 int32_t sample_row(const VectorKernels& kernels, std::span<const float> logits,
-                   const SlotState& slot, int32_t position, float* scratch) {
-  const std::span<float> changed(scratch, logits.size());
+                   const SlotState& slot, int32_t position, const SampleScratch& scratch) {
   if (slot.has_penalties() || !slot.bias.empty()) {
-    std::memcpy(changed.data(), logits.data(), logits.size_bytes());
-    if (slot.has_penalties()) penalize(slot, changed);
+    std::memcpy(scratch.changed.data(), logits.data(), logits.size_bytes());
+    if (slot.has_penalties()) penalize(slot, scratch.changed);
     for (const auto& [token, bias] : slot.bias)
-      if (token < static_cast<int32_t>(changed.size())) changed[token] += bias;
-    logits = changed;
+      if (token < static_cast<int32_t>(logits.size())) scratch.changed[token] += bias;
+    logits = scratch.changed;
   }
   const SamplingParams params{.seed = slot.seed,
                               .position = static_cast<uint32_t>(position),
@@ -49,32 +60,32 @@ int32_t sample_row(const VectorKernels& kernels, std::span<const float> logits,
                               .top_k = slot.top_k,
                               .top_p = slot.top_p,
                               .min_p = slot.min_p};
-  return sample_token(kernels, logits, params, {scratch + logits.size(), logits.size()});
+  return sample_token(kernels, logits, params, scratch.weights, scratch.candidates);
 }
 
+int num_top_logprobs(const StepRow& row) { return row.flags >> kRowTopShift & 0xff; }
+
+bool wants_log_total(const StepRow& row) {
+  return (row.flags & kRowLogprob) != 0 || num_top_logprobs(row) > 0;
+}
+
+// Row `index` of the result; log_total is set when wants_log_total().
 void report_row(const VectorKernels& kernels, std::span<const float> logits, const StepRow& row,
-                int32_t index, int32_t sampled, StepResult::Group& result) {
+                int32_t index, int32_t sampled, double log_total, StepResult::Group& result) {
   result.sampled[index] = sampled;
-  const int top = row.flags >> kRowTopShift & 0xff;
   const int32_t token = row.target >= 0 ? row.target : sampled;
-  const bool wants_logprob = (row.flags & kRowLogprob) != 0 && token >= 0;
-  if (wants_logprob || top > 0) {
-    const double log_total = log_sum_exp(kernels, logits);
-    if (wants_logprob) {
-      const float logit = token < static_cast<int32_t>(logits.size()) ? logits[token] : NAN;
-      result.logprobs[index] =
-          std::isnan(logit)
-              ? -std::numeric_limits<float>::infinity()
-              : static_cast<float>(std::min(logit, std::numeric_limits<float>::max()) - log_total);
-    }
-    if (top > 0) {
-      const std::vector<TokenLogprob> best = top_logprobs(kernels, logits, top, log_total);
-      result.top_logprobs.push_back(index);
-      result.top_logprobs.push_back(static_cast<int32_t>(best.size()));
-      for (const TokenLogprob& entry : best) {
-        result.top_logprobs.push_back(entry.token);
-        result.top_logprobs.push_back(std::bit_cast<int32_t>(entry.logprob));
-      }
+  if ((row.flags & kRowLogprob) != 0 && token >= 0)
+    result.logprobs[index] = token < static_cast<int32_t>(logits.size())
+                                 ? token_logprob(logits[token], log_total)
+                                 : -std::numeric_limits<float>::infinity();
+  if (num_top_logprobs(row) > 0) {
+    const std::vector<TokenLogprob> best =
+        top_logprobs(kernels, logits, num_top_logprobs(row), log_total);
+    result.top_logprobs.push_back(index);
+    result.top_logprobs.push_back(static_cast<int32_t>(best.size()));
+    for (const TokenLogprob& entry : best) {
+      result.top_logprobs.push_back(entry.token);
+      result.top_logprobs.push_back(std::bit_cast<int32_t>(entry.logprob));
     }
   }
   if ((row.flags & kRowLogits) != 0) {
@@ -83,6 +94,46 @@ void report_row(const VectorKernels& kernels, std::span<const float> logits, con
     result.logits[at] = index;
     std::memcpy(result.logits.data() + at + 1, logits.data(), logits.size_bytes());
   }
+}
+
+void run_sample(const HostRun& run, int64_t vocab) {
+  const Tensor& logits = run.in[0];
+  const std::span<const StepRow> rows = run.step.rows;
+  const HostRank& rank = run.rank;
+  const VectorKernels& kernels = vector_kernels(rank.isa);
+  auto* tokens = reinterpret_cast<int32_t*>(run.out[0].data);
+  const auto row_logits = [&](int64_t r) {
+    return std::span<const float>(reinterpret_cast<const float*>(logits.row(r)), vocab);
+  };
+
+  const int64_t totals_bytes = (logits.rows * int64_t{sizeof(double)} + 63) / 64 * 64;
+  const int64_t thread_floats = (SampleScratch::kRows * vocab + 15) / 16 * 16;
+  std::byte* memory = rank.scratch->get(totals_bytes + thread_floats * int64_t{sizeof(float)} *
+                                                           rank.pool->num_threads());
+  auto* log_totals = reinterpret_cast<double*>(memory);
+  auto* scratch = reinterpret_cast<float*>(memory + totals_bytes);
+  for_row_chunks(rank, logits.rows, vocab, [&](int64_t begin, int64_t end, int thread) {
+    const SampleScratch own(scratch + thread * thread_floats, vocab);
+    for (int64_t r = begin; r < end; ++r) {
+      const StepRow& row = rows[r];
+      tokens[r] = (row.flags & kRowSample) != 0
+                      ? sample_row(kernels, row_logits(r), (*rank.slots)[row.slot],
+                                   run.step.positions[row.token_row], own)
+                      : -1;
+      if (rank.result != nullptr && wants_log_total(row))
+        log_totals[r] = log_sum_exp(kernels, row_logits(r));
+    }
+  });
+  for (int64_t r = 0; r < logits.rows; ++r)
+    if (tokens[r] >= 0) rank.slots->record_sample(rows[r].slot, tokens[r]);
+
+  if (rank.result == nullptr) return;
+  StepResult::Group& result = rank.result->groups[rank.group()];
+  result.sampled.assign(logits.rows, -1);
+  result.logprobs.assign(logits.rows, std::numeric_limits<float>::quiet_NaN());
+  for (int64_t r = 0; r < logits.rows; ++r)
+    report_row(kernels, row_logits(r), rows[r], static_cast<int32_t>(r), tokens[r], log_totals[r],
+               result);
 }
 
 }  // namespace
@@ -102,35 +153,7 @@ HostKernel prepare_sample(const OpInstance& op) {
              "buffer %s must be [R] i32 in the arena", tokens.name.c_str());
   op.require(op.op.part() < 0, "works on whole buffers, not on parts");
 
-  return [vocab](const HostRun& run) {
-    const Tensor& logits = run.in[0];
-    const std::span<const StepRow> rows = run.step.rows;
-    const VectorKernels& kernels = vector_kernels(run.rank.isa);
-    SlotTable& slots = *run.rank.slots;
-    auto* tokens = reinterpret_cast<int32_t*>(run.out[0].data);
-    const auto row_logits = [&](int64_t r) {
-      return std::span<const float>(reinterpret_cast<const float*>(logits.row(r)), vocab);
-    };
-    const ThreadFloats scratch(run.rank, 2 * vocab);
-    for_row_chunks(run.rank, logits.rows, vocab, [&](int64_t begin, int64_t end, int thread) {
-      for (int64_t r = begin; r < end; ++r) {
-        const StepRow& row = rows[r];
-        const bool samples = (row.flags & kRowSample) != 0 && row.slot >= 0;
-        tokens[r] = samples ? sample_row(kernels, row_logits(r), slots[row.slot],
-                                         run.step.positions[row.token_row], scratch.of(thread))
-                            : -1;
-      }
-    });
-    for (int64_t r = 0; r < logits.rows; ++r)
-      if (tokens[r] >= 0) slots.record_sample(rows[r].slot, tokens[r]);
-
-    if (run.rank.result == nullptr) return;
-    StepResult::Group& result = run.rank.result->groups[run.rank.group()];
-    result.sampled.assign(logits.rows, -1);
-    result.logprobs.assign(logits.rows, std::numeric_limits<float>::quiet_NaN());
-    for (int64_t r = 0; r < logits.rows; ++r)
-      report_row(kernels, row_logits(r), rows[r], static_cast<int32_t>(r), tokens[r], result);
-  };
+  return [vocab](const HostRun& run) { run_sample(run, vocab); };
 }
 
 }  // namespace nanoweave
