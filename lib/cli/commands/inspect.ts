@@ -1,0 +1,157 @@
+/** `nanoweave inspect`: what a model folder holds, what it needs, and what this version cannot run. */
+
+import type { Command } from 'commander'
+import { EngineError } from '../../errors.ts'
+import { loadModel, type Model, modelFootprint } from '../../models/index.ts'
+import { loadChatTemplate, loadTokenizer } from '../../tokenizer/index.ts'
+import { exitCodeOf } from '../exit-codes.ts'
+import { formatBytes, formatCount, formatPairs, writeJson, writeOut } from '../output.ts'
+
+const degrees = [1, 2, 4, 8] as const
+const precisions = ['auto', 'f32', 'bf16'] as const
+
+interface InspectFlags {
+  readonly precision: (typeof precisions)[number]
+  readonly json?: boolean
+}
+
+interface LayoutReport {
+  readonly tensorParallel: number
+  readonly weightBytesPerRank?: number
+  readonly kvBytesPerTokenPerRank?: number
+  /** Why the layout does not fit. */
+  readonly unsupported?: string
+}
+
+interface ModelReport {
+  readonly folder: string
+  readonly supported: true
+  readonly architecture: string
+  readonly parameters: number
+  readonly weightDtype: string
+  readonly vocabSize: number
+  readonly hiddenSize: number
+  readonly layers: number
+  readonly heads: number
+  readonly kvHeads: number
+  readonly headDim: number
+  readonly maxPositions: number
+  readonly eosTokenIds: readonly number[]
+  readonly tokenizer: string
+  readonly chatTemplate: string
+  readonly layouts: readonly LayoutReport[]
+}
+
+/** What the folder's text side is, or why it cannot be used; a model runs without it, on tokens. */
+async function describeText(describe: () => Promise<string>): Promise<string> {
+  try {
+    return await describe()
+  } catch (error) {
+    if (!(error instanceof EngineError)) throw error
+    return `unusable: ${error.message}`
+  }
+}
+
+function describeLayout(model: Model, tensorParallel: number, flags: InspectFlags): LayoutReport {
+  try {
+    const { precision } = flags
+    const { weightBytesPerRank, kvBytesPerBlock } = modelFootprint(model, {
+      tensorParallel,
+      precision,
+    })
+    return { tensorParallel, weightBytesPerRank, kvBytesPerTokenPerRank: kvBytesPerBlock(1) }
+  } catch (error) {
+    if (!(error instanceof EngineError && error.code === 'ERR_UNSUPPORTED_LAYOUT')) throw error
+    return { tensorParallel, unsupported: error.message }
+  }
+}
+
+async function inspectModel(folder: string, flags: InspectFlags): Promise<ModelReport> {
+  const model = loadModel(folder)
+  const { spec } = model
+  const { heads, kvHeads, headDim } = spec.layers[0]!.attention
+  const { parameters } = modelFootprint(model, { tensorParallel: 1, precision: flags.precision })
+  return {
+    folder: model.folder,
+    supported: true,
+    architecture: model.architecture,
+    parameters,
+    weightDtype: model.weightDtype,
+    vocabSize: model.vocabSize,
+    hiddenSize: spec.hiddenSize,
+    layers: spec.layers.length,
+    heads,
+    kvHeads,
+    headDim,
+    maxPositions: model.maxPositions,
+    eosTokenIds: model.eosTokenIds,
+    tokenizer: await describeText(async () => {
+      const tokenizer = await loadTokenizer(folder)
+      return tokenizer === undefined ? 'none' : `${tokenizer.vocabSize} tokens`
+    }),
+    chatTemplate: await describeText(async () => {
+      const template = await loadChatTemplate(folder)
+      await template?.close()
+      return template === undefined ? 'none' : 'yes'
+    }),
+    layouts: degrees.map((degree) => describeLayout(model, degree, flags)),
+  }
+}
+
+function formatLayouts({ layouts, maxPositions }: ModelReport): string {
+  const rows = layouts.map((layout) => {
+    const { tensorParallel, weightBytesPerRank = 0, kvBytesPerTokenPerRank = 0 } = layout
+    if (layout.unsupported !== undefined) return `${tensorParallel}`.padEnd(6) + layout.unsupported
+    return [
+      String(tensorParallel).padEnd(6),
+      formatBytes(weightBytesPerRank).padEnd(14),
+      formatBytes(kvBytesPerTokenPerRank).padEnd(14),
+      formatBytes(kvBytesPerTokenPerRank * maxPositions),
+    ].join('')
+  })
+  const heading = 'tp    weights       KV a token    KV of a full context   (each rank)'
+  return [heading, ...rows].join('\n')
+}
+
+function formatReport(report: ModelReport): string {
+  const { layers, hiddenSize, heads, kvHeads, headDim } = report
+  const shape = `${layers} layers, hidden ${hiddenSize}, ${heads} heads, ${kvHeads} KV heads, head size ${headDim}`
+  const pairs = formatPairs([
+    ['architecture', report.architecture],
+    ['parameters', `${formatCount(report.parameters)}, ${report.weightDtype}`],
+    ['shape', shape],
+    ['vocabulary', String(report.vocabSize)],
+    ['context', `${report.maxPositions} tokens`],
+    ['tokenizer', report.tokenizer],
+    ['chat template', report.chatTemplate],
+  ])
+  return `${pairs}\n\n${formatLayouts(report)}\n`
+}
+
+/** Reports; the exit code says whether this version runs the model. */
+async function runInspect(folder: string, flags: InspectFlags): Promise<void> {
+  let report: ModelReport
+  try {
+    report = await inspectModel(folder, flags)
+  } catch (error) {
+    const code = error instanceof EngineError ? error.code : 'ERR_INTERNAL'
+    if (code !== 'ERR_UNSUPPORTED_MODEL' || flags.json !== true) throw error
+    const { message } = error as EngineError
+    await writeJson({ folder, supported: false, code, unsupported: message })
+    process.exitCode = exitCodeOf(code)
+    return
+  }
+  if (flags.json === true) await writeJson(report)
+  else await writeOut(formatReport(report))
+}
+
+export function registerInspect(program: Command): void {
+  program
+    .command('inspect')
+    .argument('<MODEL>', 'model folder')
+    .summary('architecture, parameters, memory per rank')
+    .description('What a model folder holds and needs, and what this version cannot run and why.')
+    .option('--precision <P>', 'compute in auto, f32 or bf16', 'auto')
+    .option('--json', 'one JSON document instead of text')
+    .action(runInspect)
+}

@@ -1,0 +1,136 @@
+/**
+ * Options shared by the commands that run a model: where and how the engine runs, and how tokens
+ * are chosen. Each option is declared once here and turned into the library's types.
+ */
+
+import { type Command, InvalidArgumentError, Option } from 'commander'
+import type { DeviceKind, EngineOptions, Precision, SamplingOptions } from '../engine/types.ts'
+
+export function parseNumber(text: string): number {
+  const value = Number(text)
+  if (text.trim() === '' || !Number.isFinite(value)) throw new InvalidArgumentError('not a number')
+  return value
+}
+
+export function parseCount(text: string): number {
+  if (!/^\d+$/.test(text)) throw new InvalidArgumentError('not a whole number')
+  return Number(text)
+}
+
+function parsePositive(text: string): number {
+  const value = parseCount(text)
+  if (value === 0) throw new InvalidArgumentError('must be at least 1')
+  return value
+}
+
+function parseSeed(text: string): bigint {
+  if (!/^\d{1,20}$/.test(text)) throw new InvalidArgumentError('not a whole number')
+  return BigInt.asUintN(64, BigInt(text))
+}
+
+/** `1,2,3` → [1, 2, 3]. */
+export function parseTokens(text: string): number[] {
+  const parts = text.split(',').map((part) => part.trim())
+  if (!parts.every((part) => /^\d+$/.test(part))) {
+    throw new InvalidArgumentError('expected token ids with commas between: 1,2,3')
+  }
+  return parts.map(Number)
+}
+
+function parseNanoBatches(text: string): 'auto' | number {
+  if (text === 'auto') return text
+  if (!/^[1-4]$/.test(text)) throw new InvalidArgumentError('expected auto, 1, 2, 3 or 4')
+  return Number(text)
+}
+
+/** What commander gives for addEngineOptions. */
+export interface EngineFlags {
+  readonly tp?: number
+  readonly ep?: number
+  readonly device?: DeviceKind
+  readonly devices?: string
+  readonly precision?: Precision
+  readonly nanoBatches?: 'auto' | number
+  readonly deterministic?: boolean
+  readonly maxModelLen?: number
+  readonly kvCacheBytes?: number
+  readonly threads?: number
+}
+
+export function addEngineOptions(command: Command): Command {
+  return command
+    .option('--tp <W>', 'ranks that share every layer', parsePositive)
+    .option('--ep <N>', 'ranks that share the experts', parsePositive)
+    .addOption(new Option('--device <D>', 'where to run').choices(['cpu', 'cuda', 'auto']))
+    .option('--devices <LIST>', 'devices of the ranks: cuda:0,cuda:1')
+    .addOption(new Option('--precision <P>', 'compute in').choices(['auto', 'f32', 'bf16']))
+    .option('--nano-batches <N>', 'parts of a step: auto or 1..4', parseNanoBatches)
+    .option('--deterministic', 'results independent of the batch')
+    .option('--max-model-len <N>', 'longest prompt and output, tokens', parsePositive)
+    .option('--kv-cache-bytes <N>', 'size of the KV cache', parsePositive)
+    .option('--threads <N>', 'CPU threads of all ranks together', parsePositive)
+}
+
+/** Copies `flags` to the library's names; what was not given stays absent. */
+export function readEngineOptions(flags: EngineFlags): EngineOptions {
+  const { tp, ep, devices, ...same } = flags
+  const named: Record<string, unknown> = {
+    tensorParallel: tp,
+    expertParallel: ep,
+    devices: devices?.split(',').map((name) => name.trim()),
+    device: same.device,
+    precision: same.precision,
+    nanoBatches: same.nanoBatches,
+    deterministic: same.deterministic,
+    maxModelLen: same.maxModelLen,
+    kvCacheBytes: same.kvCacheBytes,
+    threads: same.threads,
+  }
+  return withoutUndefined(named) as EngineOptions
+}
+
+/** What commander gives for addSamplingOptions. */
+export interface SamplingFlags {
+  readonly maxTokens?: number
+  readonly temperature?: number
+  readonly topP?: number
+  readonly topK?: number
+  readonly minP?: number
+  readonly repetitionPenalty?: number
+  readonly seed?: bigint
+  readonly stop?: string[]
+  readonly ignoreEos?: boolean
+}
+
+export function addSamplingOptions(command: Command): Command {
+  return command
+    .option('--max-tokens <N>', 'tokens to generate at most', parsePositive)
+    .option('--temperature <T>', '0: always the most likely token', parseNumber)
+    .option('--top-p <P>', 'sample from the most likely tokens of this mass', parseNumber)
+    .option('--top-k <K>', 'sample from the K most likely tokens', parseCount)
+    .option('--min-p <P>', 'least probability, as a share of the best', parseNumber)
+    .option('--repetition-penalty <R>', 'above 1: tokens seen become less likely', parseNumber)
+    .option('--seed <S>', 'the same seed gives the same text', parseSeed)
+    .option('--stop <TEXT...>', 'end before any of these texts')
+    .option('--ignore-eos', 'go on after the end-of-text token')
+}
+
+export function readSamplingOptions(flags: SamplingFlags): SamplingOptions {
+  const { maxTokens, temperature, topP, topK, minP, repetitionPenalty, seed, stop, ignoreEos } =
+    flags
+  return withoutUndefined({
+    maxTokens,
+    temperature,
+    topP,
+    topK,
+    minP,
+    repetitionPenalty,
+    seed,
+    stop,
+    ignoreEos,
+  }) as SamplingOptions
+}
+
+function withoutUndefined(fields: Record<string, unknown>): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined))
+}
