@@ -25,6 +25,7 @@ struct RuntimeConfig {
   int wait_timeout_ms = 30000;
   bool deterministic = false;
   std::string cpu_isa = "auto";
+  uint32_t first_epoch = 0;  // of the barriers; tests of the wrap-around
 };
 
 using ProgressCallback = std::function<void(int64_t bytes_done, int64_t bytes_total)>;

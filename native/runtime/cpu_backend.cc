@@ -32,6 +32,7 @@ CpuBackend::CpuBackend(const RuntimeConfig& config)
   comm_ = std::make_unique<HostComm>(heap_bases_, config.heap_bytes,
                                      std::chrono::milliseconds(config.wait_timeout_ms),
                                      oversubscribed_);
+  comm_->start_epochs_at(config.first_epoch);
   for (int rank = 0; rank < world_; ++rank) {
     workers_.push_back(std::make_unique<Worker>(threads, !oversubscribed_));
     Worker& worker = *workers_.back();

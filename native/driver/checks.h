@@ -1,0 +1,28 @@
+// The checks of the native driver. Each prints what it did and throws when something is wrong; the
+// sanitizer builds run all of them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace nanoweave {
+
+// Loads a recorded run, executes its steps and closes, `iterations` times; results must repeat.
+void run_recording(const std::string& folder, int iterations);
+
+// Loads and closes a small runtime `cycles` times: threads, mappings and (without a sanitizer)
+// resident memory must not grow.
+void check_cycles(int cycles);
+
+// Barriers over 1..8 threads: visibility, delayed and dead ranks, wrap-around of the epochs.
+void check_barriers();
+
+// all_reduce_rms_norm through whole runtimes of 1..8 ranks against a float64 reference, and a dead
+// rank's root cause.
+void check_collectives();
+
+// Random mutations of a recorded program and of its steps: each is refused with ERR_PROGRAM or
+// ERR_STEP, or runs.
+void fuzz(const std::string& folder, int mutations, uint32_t seed);
+
+}  // namespace nanoweave

@@ -1,0 +1,137 @@
+// Mutation fuzzing of what crosses the border: program text and step words. A mutant is either
+// refused with the one code that fits, or it is valid and must run without harm.
+#include <cstdio>
+#include <random>
+
+#include "driver/checks.h"
+#include "driver/session.h"
+
+namespace nanoweave {
+
+namespace {
+
+class Mutator {
+ public:
+  explicit Mutator(uint32_t seed) : random_(seed) {}
+
+  size_t below(size_t bound) {
+    return std::uniform_int_distribution<size_t>(0, bound == 0 ? 0 : bound - 1)(random_);
+  }
+
+  int64_t number() {
+    constexpr int64_t kInteresting[] = {-1,
+                                        0,
+                                        1,
+                                        2,
+                                        3,
+                                        4,
+                                        5,
+                                        15,
+                                        16,
+                                        17,
+                                        31,
+                                        32,
+                                        63,
+                                        64,
+                                        65,
+                                        127,
+                                        128,
+                                        129,
+                                        255,
+                                        256,
+                                        65535,
+                                        65536,
+                                        1 << 20,
+                                        INT32_MAX,
+                                        INT32_MIN,
+                                        int64_t{1} << 32,
+                                        int64_t{1} << 53};
+    return below(2) == 0 ? kInteresting[below(std::size(kInteresting))]
+                         : static_cast<int64_t>(below(600)) - 20;
+  }
+
+  // Replaces a number, or damages a few bytes.
+  std::string mutate_text(std::string text) {
+    for (size_t count = 1 + below(3); count > 0; --count) {
+      const size_t at = below(text.size());
+      if (below(8) == 0) {
+        text[at] = static_cast<char>(below(256));
+        continue;
+      }
+      const size_t begin = text.find_first_of("0123456789", at);
+      if (begin == std::string::npos) continue;
+      const size_t end = text.find_first_not_of("0123456789", begin);
+      text.replace(begin, end - begin, std::to_string(number()));
+    }
+    return text;
+  }
+
+  std::vector<int32_t> mutate_words(std::vector<int32_t> words) {
+    for (size_t count = 1 + below(3); count > 0; --count) {
+      switch (below(8)) {
+        case 0:
+          words.resize(below(words.size() + 1));
+          if (words.empty()) return words;
+          break;
+        case 1:
+          words.push_back(static_cast<int32_t>(number()));
+          break;
+        case 2:
+          words[below(words.size())] = static_cast<int32_t>(random_());
+          break;
+        default:
+          words[below(words.size())] = static_cast<int32_t>(number());
+      }
+    }
+    return words;
+  }
+
+ private:
+  std::mt19937 random_;
+};
+
+}  // namespace
+
+void fuzz(const std::string& folder, int mutations, uint32_t seed) {
+  const Recording recording = read_recording(folder);
+  Mutator mutator(seed);
+  RuntimeConfig config = recording.config;
+  config.threads_per_rank = 1;
+  auto session = std::make_unique<Session>(config);
+  session->load_weights(recording.manifest);
+  const int original = session->load_program(recording.program);
+
+  int refused_programs = 0, refused_steps = 0, runs = 0;
+  const auto try_step = [&](int program, const std::vector<int32_t>& words) {
+    try {
+      session->submit(program, words);
+      ++runs;
+    } catch (const EngineError& error) {
+      expect(error.code == ErrorCode::kStep, "a mutated step gave %s: %s",
+             error_code_name(error.code), error.what());
+      ++refused_steps;
+    }
+  };
+  for (int i = 0; i < mutations; ++i) {
+    const std::vector<int32_t>& step = recording.steps[mutator.below(recording.steps.size())];
+    try_step(original, mutator.mutate_words(step));
+    try {
+      const int program = session->load_program(mutator.mutate_text(recording.program));
+      try_step(program, step);
+    } catch (const EngineError& error) {
+      expect(error.code == ErrorCode::kProgram, "a mutated program gave %s: %s",
+             error_code_name(error.code), error.what());
+      ++refused_programs;
+    }
+    if (i % 500 == 499) {  // programs stay loaded as long as their runtime
+      session->close();
+      session = std::make_unique<Session>(config);
+      session->load_weights(recording.manifest);
+      expect(session->load_program(recording.program) == original, "another program id");
+    }
+  }
+  std::printf("fuzz: %d mutations, seed %u: %d programs and %d steps refused, %d steps ran\n",
+              mutations, seed, refused_programs, refused_steps, runs);
+}
+
+}  // namespace nanoweave
