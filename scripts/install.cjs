@@ -41,7 +41,10 @@ function giveUp(reason) {
 
 function main() {
   const found = resolveBinary()
-  if (found !== undefined && isFresh(found, nativeSources) && loads(found)) return
+  // Only in a clone do sources change; unpacking a package gives files and folders odd times.
+  const isClone = fs.existsSync(path.join(root, 'lib'))
+  const isCurrent = found !== undefined && (!isClone || isFresh(found, nativeSources))
+  if (isCurrent && loads(found)) return
 
   console.log('nanoweave: no prebuilt addon fits here; compiling it (a few minutes)')
   const build = buildNative('pipe')

@@ -1,0 +1,175 @@
+/**
+ * Records a run for the native driver: the compiled program, the weights manifest, the runtime's
+ * options and a few steps of a model. Needs no addon: the recorded decode steps take their tokens from
+ * the sampling slots. Usage: tsx scripts/record-run.ts MODEL FOLDER [--tp N] [--parts N]
+ */
+
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { parseArgs } from 'node:util'
+import {
+  ROW_FLAG,
+  SLOT_PARAM_WORDS,
+  STEP_HEADER_WORDS,
+  STEP_SECTION,
+  STEP_SECTION_WORDS,
+  STEP_VERSION,
+} from '../lib/engine/step.ts'
+import { compileModel, loadModel } from '../lib/models/index.ts'
+import type { RuntimeOptions } from '../lib/native/binding.ts'
+
+const BLOCK_SIZE = 16
+const LIMITS = {
+  maxTokens: 64,
+  maxRows: 8,
+  maxSeqs: 4,
+  numBlocks: 32,
+  blockSize: BLOCK_SIZE,
+  maxBlocksPerSeq: 8,
+  numSlots: 4,
+}
+
+interface RecordedSequence {
+  readonly slot: number
+  /** First KV block; its blocks are consecutive. */
+  readonly block: number
+  /** Tokens already in the cache. */
+  readonly computed: number
+  /** Tokens of this step. */
+  readonly tokens: readonly number[]
+}
+
+const range = (length: number) => Array.from({ length }, (_, index) => index)
+
+/** Words of one step in which every sequence samples its next token. */
+function encodeStep(
+  id: number,
+  parts: number,
+  sequences: readonly RecordedSequence[],
+  slotParams: readonly number[],
+): Int32Array {
+  const total = sequences.reduce((sum, { tokens }) => sum + tokens.length, 0)
+  const positions = sequences.map((s) => range(s.tokens.length).map((i) => s.computed + i))
+  const starts = [0]
+  for (const { tokens } of sequences) starts.push(starts[starts.length - 1] + tokens.length)
+  const blocks = range(LIMITS.maxBlocksPerSeq)
+  const width = Math.max(
+    ...sequences.map((s) => Math.ceil((s.computed + s.tokens.length) / BLOCK_SIZE)),
+  )
+  const partRows = Math.ceil(total / parts)
+  const sections: [number, readonly number[]][] = [
+    [STEP_SECTION.partBounds, range(parts + 1).map((part) => Math.min(total, part * partRows))],
+    [STEP_SECTION.tokens, sequences.flatMap(({ tokens }) => tokens)],
+    [STEP_SECTION.positions, positions.flat()],
+    [
+      STEP_SECTION.kvSlots,
+      sequences.flatMap((s, i) => positions[i].map((p) => s.block * BLOCK_SIZE + p)),
+    ],
+    [STEP_SECTION.seqStarts, starts],
+    [STEP_SECTION.seqLens, sequences.map((s) => s.computed + s.tokens.length)],
+    [
+      STEP_SECTION.blockTables,
+      sequences.flatMap((s) => blocks.slice(0, width).map((b) => s.block + b)),
+    ],
+    [
+      STEP_SECTION.rows,
+      sequences.flatMap((s, i) => [
+        starts[i + 1] - 1,
+        s.slot,
+        -1,
+        ROW_FLAG.sample | ROW_FLAG.logprob | (3 << 8),
+      ]),
+    ],
+    [STEP_SECTION.slotParams, slotParams],
+  ]
+  const words = [STEP_VERSION, id, 0, 0, sections.length]
+  let offset = STEP_HEADER_WORDS + sections.length * STEP_SECTION_WORDS
+  for (const [kind, body] of sections) {
+    words.push(kind, 0, offset, body.length)
+    offset += body.length
+  }
+  for (const [, body] of sections) words.push(...body)
+  return Int32Array.from(words)
+}
+
+function floatBits(value: number): number {
+  return new Int32Array(Float32Array.of(value).buffer)[0]
+}
+
+/** Greedy for even slots; temperature, top-k, top-p and a repetition penalty for odd ones. */
+function slotParamWords(slot: number): number[] {
+  const sampled = slot % 2 === 1
+  const words = [
+    slot,
+    1234 + slot,
+    0,
+    floatBits(sampled ? 0.8 : 0),
+    sampled ? 20 : 0,
+    floatBits(sampled ? 0.9 : 1),
+    floatBits(0),
+    floatBits(sampled ? 1.1 : 1),
+    floatBits(0),
+    floatBits(0),
+    0,
+    0,
+  ]
+  if (words.length !== SLOT_PARAM_WORDS) throw new Error('slotParams has another layout now')
+  return words
+}
+
+function record(modelFolder: string, folder: string, tp: number, parts: number): void {
+  const model = loadModel(modelFolder)
+  const { program, manifest } = compileModel(model, {
+    tensorParallel: tp,
+    parts,
+    precision: 'auto',
+    limits: LIMITS,
+  })
+  const options: RuntimeOptions = {
+    ranks: range(tp).map(() => ({ device: 'cpu' })),
+    tp,
+    heapBytes: program.arenaBytes,
+    threadsPerRank: 2,
+    waitTimeoutMs: 60_000,
+    deterministic: true,
+    cpuIsa: 'auto',
+  }
+  const vocabSize = program.limits.vocabSize
+  const prompt = (length: number, seed: number) =>
+    range(length).map((i) => (seed + 37 * i) % vocabSize)
+  const prefill: RecordedSequence[] = [
+    { slot: 0, block: 0, computed: 0, tokens: prompt(21, 5) },
+    { slot: 1, block: 8, computed: 0, tokens: prompt(9, 11) },
+  ]
+  const steps = [encodeStep(1, parts, prefill, [0, 1].flatMap(slotParamWords))]
+  for (let i = 0; i < 6; i++) {
+    const decode = prefill.map((s) => ({
+      ...s,
+      computed: s.tokens.length + i,
+      tokens: [-(s.slot + 1)],
+    }))
+    // A new sequence joins in the middle, so that decode and prefill rows mix.
+    if (i === 3) decode.push({ slot: 2, block: 16, computed: 0, tokens: prompt(13, 17) })
+    steps.push(encodeStep(2 + i, parts, decode, i === 3 ? slotParamWords(2) : []))
+  }
+
+  rmSync(folder, { recursive: true, force: true })
+  mkdirSync(folder, { recursive: true })
+  writeFileSync(join(folder, 'program.json'), JSON.stringify(program))
+  writeFileSync(join(folder, 'manifest.json'), JSON.stringify(manifest))
+  writeFileSync(join(folder, 'config.json'), JSON.stringify(options))
+  for (const [index, step] of steps.entries()) {
+    writeFileSync(join(folder, `step-${String(index).padStart(3, '0')}.i32`), step)
+  }
+}
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { tp: { type: 'string', default: '2' }, parts: { type: 'string', default: '2' } },
+})
+if (positionals.length !== 2) {
+  process.stderr.write('usage: tsx scripts/record-run.ts MODEL FOLDER [--tp N] [--parts N]\n')
+  process.exitCode = 2
+} else {
+  record(positionals[0], positionals[1], Number(values.tp), Number(values.parts))
+}
