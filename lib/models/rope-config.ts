@@ -21,6 +21,7 @@ import {
 import type { RopeScaling, RopeSpec } from './spec.ts'
 
 const FACTOR = { min: 1e-6, max: 1e6 }
+const STRETCH = { min: 1, max: 1e6 }
 const POSITIONS = { min: 2, max: 2 ** 24 }
 const KNOWN_SETTINGS: ReadonlySet<string> = new Set([
   'rope_type',
@@ -106,7 +107,7 @@ function readScaling(
       return { kind, factor: number(settings, 'factor', FACTOR) }
     case 'dynamic':
       if (rotaryDim < 4) throw unsupported('dynamic rope needs at least 4 rotary dimensions')
-      return { kind, factor: number(settings, 'factor', FACTOR), original: maxPositions }
+      return { kind, factor: number(settings, 'factor', STRETCH), original: maxPositions }
     case 'llama3':
       return readLlama3(config, settings, maxPositions)
     case 'yarn':
