@@ -1,35 +1,429 @@
-/** The engine. */
+/**
+ * Engine: the public face of nanoweave. It turns requests into jobs, hands them to the step loop, and
+ * turns what the loop settles into streams and results. An engine that has failed or is closed
+ * refuses every later call with the reason.
+ */
 
+import { randomBytes } from 'node:crypto'
+import { EngineError } from '../errors.ts'
+import { loadBinding, toEngineError } from '../native/load.ts'
+import { Scheduler } from '../scheduler/scheduler.ts'
+import { createSequence, type Sequence, type SequenceKind } from '../scheduler/sequence.ts'
 import type { Tokenizer } from '../tokenizer/index.ts'
+import { assembleEngine, type EngineParts } from './assemble.ts'
+import { type ControlOptions, RequestControl } from './control.ts'
+import {
+  FORWARD_ROW_FLAGS,
+  ForwardJob,
+  GenerateJob,
+  type GenerateSink,
+  type Job,
+  type PromptSink,
+  SCORE_ROW_FLAGS,
+  ScoreJob,
+} from './jobs.ts'
+import { StepLoop } from './loop.ts'
+import { GenerateOutput } from './output.ts'
+import { checkTokens, promptTokens } from './prompt.ts'
+import { resolveSampling, type Sampling, samplingRowFlags } from './sampling.ts'
+import { StepEncoder } from './step.ts'
+import { ChunkStream } from './stream.ts'
 import type {
   CloseOptions,
   EngineInfo,
   EngineOptions,
   EngineStats,
   Explanation,
+  FinishReason,
   ForwardResult,
   GenerateRequest,
   GenerateResult,
   GenerateStream,
   ScoreOptions,
   ScoreResult,
+  TokenLogprob,
 } from './types.ts'
 
-export declare class Engine implements AsyncDisposable {
-  private constructor()
-  static load(folder: string, options?: EngineOptions): Promise<Engine>
+/** Ended requests that `explain` still knows. */
+const MAX_REMEMBERED = 256
+const MAX_SALT_LENGTH = 1024
+/** Largest result of `forward`, bytes. */
+const MAX_FORWARD_BYTES = 2 ** 31
+const MAX_DRAIN_MS = 2 ** 31 - 1
+
+export class Engine implements AsyncDisposable {
   readonly info: EngineInfo
-  /** Undefined: the folder has no tokenizer, requests need `tokens`. */
-  readonly tokenizer: Tokenizer | undefined
-  /** Starts with the first `next()`. */
-  generate(request: GenerateRequest): GenerateStream
-  complete(request: GenerateRequest): Promise<GenerateResult>
-  /** The token ids a request's prompt or messages become. */
-  tokenize(request: GenerateRequest): Promise<number[]>
-  forward(tokens: readonly number[], options?: ScoreOptions): Promise<ForwardResult>
-  score(tokens: readonly number[], options?: ScoreOptions): Promise<ScoreResult>
-  explain(id: number): Explanation | undefined
-  stats(): EngineStats
-  close(options?: CloseOptions): Promise<void>
-  [Symbol.asyncDispose](): Promise<void>
+  readonly #parts: EngineParts
+  readonly #scheduler: Scheduler
+  readonly #loop: StepLoop
+  readonly #controls = new Map<number, RequestControl>()
+  readonly #ended = new Map<number, Explanation>()
+  readonly #finished: Record<FinishReason, number> = { stop: 0, length: 0, abort: 0 }
+  #nextId = 1
+  #promptTokens = 0
+  #generatedTokens = 0
+  #closing: Promise<void> | undefined
+
+  /** Loads the model in `folder`; see EngineOptions. Rejects with an EngineError. */
+  static async load(folder: string, options: EngineOptions = {}): Promise<Engine> {
+    return new Engine(await assembleEngine(folder, options, loadBinding()))
+  }
+
+  /** @internal Parts come from assembleEngine; use `load`. */
+  constructor(parts: EngineParts) {
+    const { sizes } = parts
+    this.info = parts.info
+    this.#parts = parts
+    this.#scheduler = new Scheduler({
+      maxNumSeqs: sizes.maxNumSeqs,
+      maxNumBatchedTokens: sizes.maxNumBatchedTokens,
+      maxRows: sizes.maxRows,
+      maxModelLen: sizes.maxModelLen,
+      numBlocks: sizes.numBlocks,
+      blockSize: sizes.blockSize,
+      numSlots: sizes.numSlots,
+      maxWaiting: sizes.maxWaiting,
+      prefixCache: parts.prefixCache,
+      policy: parts.policy,
+      cacheKey: new Int32Array(new Uint8Array(randomBytes(16)).buffer),
+    })
+    this.#loop = new StepLoop({
+      runtime: parts.runtime,
+      programId: parts.programId,
+      scheduler: this.#scheduler,
+      encoder: new StepEncoder({
+        parts: parts.nanoBatches,
+        blockSize: sizes.blockSize,
+        numBuffers: parts.pipelineDepth + 1,
+      }),
+      depth: parts.pipelineDepth,
+      clock: () => performance.now(),
+      toError: toEngineError,
+      onEnd: (job, reason) => this.#onEnd(job, reason),
+    })
+  }
+
+  /** Undefined: the folder has no tokenizer.json, and requests need `tokens`. */
+  get tokenizer(): Tokenizer | undefined {
+    return this.#parts.tokenizer
+  }
+
+  /**
+   * Streams an output. Work begins with the first `next()`; leaving the loop cancels the request.
+   * The iterator rejects with an EngineError: ERR_ABORTED, ERR_DEADLINE, ERR_QUEUE_FULL, …
+   */
+  generate(request: GenerateRequest): GenerateStream {
+    let job: Job | undefined
+    let control: RequestControl | undefined
+    const leave = (error: EngineError) => {
+      control?.disarm()
+      if (job !== undefined) this.#loop.cancel(job, error)
+    }
+    const stream = new ChunkStream(
+      () => {
+        start().catch((error: unknown) => {
+          const reason = this.#reasonOf(error)
+          stream.fail(reason)
+          leave(reason)
+        })
+      },
+      () => leave(new EngineError('ERR_ABORTED', 'the consumer stopped reading')),
+    )
+    const sink: GenerateSink = {
+      push: (chunk) => {
+        stream.push(chunk)
+        if (chunk.finishReason !== undefined) stream.end()
+      },
+      fail: (error) => stream.fail(error),
+    }
+    const start = async () => {
+      const arrivalMs = performance.now()
+      this.#requireOpen()
+      control = new RequestControl(request, (error) => {
+        stream.fail(error)
+        leave(error)
+      })
+      control.throwIfStopped()
+      const tokens = await promptTokens(request, this.#promptContext())
+      control.throwIfStopped()
+      if (stream.isEnded) return
+      this.#requireOpen()
+      const created = this.#createGenerateJob(request, tokens, arrivalMs, sink)
+      this.#loop.add(created)
+      job = created
+      this.#controls.set(created.sequence.id, control)
+      request.onQueued?.(created.sequence.id)
+    }
+    return stream
+  }
+
+  /** Generates to the end. Rejects like `generate`. */
+  async complete(request: GenerateRequest): Promise<GenerateResult> {
+    let id = -1
+    let text = ''
+    const tokens: number[] = []
+    const logprobs: TokenLogprob[] = []
+    const onQueued = (queued: number) => {
+      id = queued
+      request.onQueued?.(queued)
+    }
+    for await (const chunk of this.generate({ ...request, onQueued })) {
+      text += chunk.text
+      for (const token of chunk.tokens) tokens.push(token)
+      for (const logprob of chunk.logprobs ?? []) logprobs.push(logprob)
+      const { finishReason, stopReason, usage, timings } = chunk
+      if (finishReason === undefined || usage === undefined || timings === undefined) continue
+      return {
+        id,
+        text,
+        tokens,
+        ...(chunk.logprobs !== undefined && { logprobs }),
+        finishReason,
+        ...(stopReason !== undefined && { stopReason }),
+        usage,
+        timings,
+      }
+    }
+    throw new EngineError('ERR_INTERNAL', 'a stream ended without a reason')
+  }
+
+  /** The token ids that a request's prompt, messages or tokens become. */
+  async tokenize(
+    request: Pick<
+      GenerateRequest,
+      'prompt' | 'messages' | 'tokens' | 'tools' | 'chatTemplateKwargs'
+    >,
+  ): Promise<number[]> {
+    this.#requireOpen()
+    return [...(await promptTokens(request, this.#promptContext()))]
+  }
+
+  /** Logits of every token, [tokens, vocabulary]; needs no tokenizer. Does not read cached prefixes. */
+  async forward(tokens: readonly number[], options: ScoreOptions = {}): Promise<ForwardResult> {
+    const { vocabSize } = this.info
+    checkTokens(tokens, vocabSize)
+    if (4 * tokens.length * vocabSize > MAX_FORWARD_BYTES)
+      throw new EngineError(
+        'ERR_USAGE',
+        `the logits of ${tokens.length} tokens exceed ${MAX_FORWARD_BYTES} bytes; pass fewer, or use score`,
+      )
+    const logits = await this.#runPrompt<Float32Array>(options, (sink) => {
+      const sequence = this.#createSequence('forward', tokens, FORWARD_ROW_FLAGS)
+      return new ForwardJob(sequence, vocabSize, sink)
+    })
+    return { logits, shape: [tokens.length, vocabSize] }
+  }
+
+  /** Log-probability of every token given those before it. Does not read cached prefixes. */
+  async score(tokens: readonly number[], options: ScoreOptions = {}): Promise<ScoreResult> {
+    checkTokens(tokens, this.info.vocabSize)
+    this.#requireOpen()
+    if (tokens.length === 1) return { logprobs: [null] }
+    const logprobs = await this.#runPrompt<(number | null)[]>(
+      options,
+      (sink) => new ScoreJob(this.#createSequence('score', tokens, SCORE_ROW_FLAGS), sink),
+    )
+    return { logprobs }
+  }
+
+  /** What was decided about a request and why; undefined when it is not known (any more). */
+  explain(id: number): Explanation | undefined {
+    const job = this.#loop.job(id)
+    return job === undefined ? this.#ended.get(id) : this.#explain(job.sequence)
+  }
+
+  stats(): EngineStats {
+    const { blocks } = this.#scheduler
+    const { running, waiting, ...counters } = this.#scheduler.stats()
+    const { failure } = this.#loop
+    return {
+      running,
+      waiting,
+      kvBlocks: {
+        total: blocks.numBlocks,
+        free: blocks.numFree,
+        cached: blocks.numCached,
+        used: blocks.numUsed,
+      },
+      steps: this.#loop.numSteps,
+      stepsInFlight: this.#loop.stepsInFlight,
+      promptTokens: this.#promptTokens,
+      generatedTokens: this.#generatedTokens,
+      droppedTokens: counters.droppedTokens,
+      prefixQueries: counters.prefixQueries,
+      prefixHits: counters.prefixHits,
+      preemptions: counters.preemptions,
+      finished: { ...this.#finished },
+      ...(failure !== undefined && { failed: failure.code }),
+    }
+  }
+
+  /**
+   * Refuses new requests, lets pending ones finish for up to `drainMs`, fails the rest with
+   * ERR_CLOSED, waits for steps in flight and frees everything. Later calls return the same promise.
+   */
+  close(options: CloseOptions = {}): Promise<void> {
+    this.#closing ??= this.#shutDown(Math.min(MAX_DRAIN_MS, Math.max(0, options.drainMs ?? 0)))
+    return this.#closing
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  async #shutDown(drainMs: number): Promise<void> {
+    if (drainMs > 0) await settleWithin(this.#loop.idle(), drainMs)
+    this.#loop.cancelAll(closedError())
+    await this.#loop.settled()
+    const results = await Promise.allSettled([
+      this.#parts.runtime.close(),
+      this.#parts.chatTemplate?.close(),
+    ])
+    for (const result of results)
+      if (result.status === 'rejected') throw toEngineError(result.reason)
+  }
+
+  #requireOpen(): void {
+    if (this.#loop.failure !== undefined) throw this.#loop.failure
+    if (this.#closing !== undefined) throw closedError()
+  }
+
+  /** While closing, whatever goes wrong goes wrong because of it. */
+  #reasonOf(error: unknown): EngineError {
+    return this.#closing !== undefined && this.#loop.failure === undefined
+      ? closedError()
+      : toEngineError(error)
+  }
+
+  #promptContext() {
+    const { tokenizer, chatTemplate } = this.#parts
+    const { vocabSize, maxModelLen } = this.info
+    return { tokenizer, chatTemplate, vocabSize, maxModelLen }
+  }
+
+  #createGenerateJob(
+    request: GenerateRequest,
+    tokens: readonly number[],
+    arrivalMs: number,
+    sink: GenerateSink,
+  ): GenerateJob {
+    const { defaults, eosTokenIds, tokenizer } = this.#parts
+    const { vocabSize, maxModelLen } = this.info
+    const sampling: Sampling = resolveSampling(request, {
+      defaults,
+      eosTokenIds,
+      vocabSize,
+      room: maxModelLen - tokens.length,
+      randomSeed: () => randomBytes(8).readBigUInt64LE(),
+    })
+    if (sampling.stopStrings.length > 0 && tokenizer === undefined)
+      throw new EngineError(
+        'ERR_TOKENIZER',
+        'stop strings need a tokenizer and the model folder has none; use stopTokenIds',
+      )
+    const skipSpecialTokens = request.skipSpecialTokens ?? true
+    const output = new GenerateOutput(
+      sampling,
+      tokenizer?.detokenizer({ skipSpecialTokens }),
+      skipSpecialTokens,
+    )
+    const sequence = this.#createSequence('generate', tokens, samplingRowFlags(sampling), {
+      request,
+      sampling,
+      arrivalMs,
+    })
+    return new GenerateJob(sequence, sampling, output, sink)
+  }
+
+  #createSequence(
+    kind: SequenceKind,
+    prompt: readonly number[],
+    rowFlags: number,
+    generate?: {
+      readonly request: GenerateRequest
+      readonly sampling: Sampling
+      readonly arrivalMs: number
+    },
+  ): Sequence {
+    const { cacheSalt = '', priority = 0 } = generate?.request ?? {}
+    if (typeof cacheSalt !== 'string' || cacheSalt.length > MAX_SALT_LENGTH)
+      throw new EngineError('ERR_USAGE', `cacheSalt must be at most ${MAX_SALT_LENGTH} characters`)
+    if (!Number.isFinite(priority)) throw new EngineError('ERR_USAGE', 'priority must be a number')
+    const minTokens = generate?.sampling.minTokens ?? 0
+    return createSequence({
+      id: this.#nextId++,
+      kind,
+      prompt,
+      maxTokens: generate?.sampling.maxTokens ?? 0,
+      priority,
+      arrivalMs: generate?.arrivalMs ?? performance.now(),
+      cacheRoot: this.#scheduler.prefixCache.root(this.info.folder, cacheSalt),
+      readsCache: kind === 'generate',
+      rowFlags,
+      minLen: minTokens > 0 ? prompt.length + minTokens : 0,
+    })
+  }
+
+  /** Runs a job that gives one value. */
+  #runPrompt<T>(options: ControlOptions, create: (sink: PromptSink<T>) => Job): Promise<T> {
+    return new Promise((resolve, reject) => {
+      this.#requireOpen()
+      let job: Job | undefined
+      const control = new RequestControl(options, (error) => {
+        if (job !== undefined) this.#loop.cancel(job, error)
+      })
+      try {
+        control.throwIfStopped()
+        job = create({ resolve, fail: reject })
+        this.#loop.add(job)
+        this.#controls.set(job.sequence.id, control)
+      } catch (error) {
+        control.disarm()
+        throw error
+      }
+    })
+  }
+
+  #onEnd(job: Job, reason: FinishReason): void {
+    const { sequence } = job
+    this.#controls.get(sequence.id)?.disarm()
+    this.#controls.delete(sequence.id)
+    this.#finished[reason]++
+    if (sequence.firstPlannedMs >= 0) this.#promptTokens += sequence.promptLen
+    this.#generatedTokens += sequence.numConfirmed - sequence.promptLen
+    this.#ended.set(sequence.id, this.#explain(sequence))
+    if (this.#ended.size > MAX_REMEMBERED) {
+      const [oldest] = this.#ended.keys()
+      this.#ended.delete(oldest)
+    }
+  }
+
+  #explain(sequence: Sequence): Explanation {
+    const queuePosition = this.#scheduler.queuePosition(sequence)
+    return {
+      id: sequence.id,
+      state: sequence.state,
+      ...(queuePosition >= 0 && { queuePosition }),
+      promptTokens: sequence.promptLen,
+      computedTokens: sequence.numComputed,
+      generatedTokens: sequence.numConfirmed - sequence.promptLen,
+      kvBlocks: sequence.numBlocks,
+      preemptions: sequence.numPreemptions,
+      decisions: sequence.decisions.map((decision) => ({ ...decision })),
+    }
+  }
+}
+
+function closedError(): EngineError {
+  return new EngineError('ERR_CLOSED', 'the engine is closed')
+}
+
+/** Waits for `promise`, but no longer than `ms`. */
+async function settleWithin(promise: Promise<void>, ms: number): Promise<void> {
+  let timer: NodeJS.Timeout | undefined
+  const timeout = new Promise<void>((resolve) => {
+    timer = setTimeout(resolve, ms)
+  })
+  await Promise.race([promise, timeout])
+  clearTimeout(timer)
 }

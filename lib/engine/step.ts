@@ -8,6 +8,10 @@
  * carry the number of the attention group they belong to (0 when tp = world).
  */
 
+import { EngineError } from '../errors.ts'
+import type { StepPlan } from '../scheduler/plan.ts'
+import { floatOfWord, WordList } from './words.ts'
+
 export const STEP_VERSION = 1
 export const STEP_HEADER_WORDS = 5
 export const STEP_SECTION_WORDS = 4
@@ -70,3 +74,236 @@ export const RESULT_SECTION = {
   /** {queue µs, run µs}: waiting for earlier steps, and running. */
   timings: 5,
 } as const
+
+/** What a step changes in the device's sampling slots; see STEP_SECTION for the layout. */
+export interface SlotUpdates {
+  readonly params: WordList
+  readonly history: WordList
+  readonly bias: WordList
+}
+
+export function createSlotUpdates(): SlotUpdates {
+  return { params: new WordList(), history: new WordList(), bias: new WordList() }
+}
+
+/** Row boundaries of `parts` nano-batches of ceil(numTokens / parts) rows; the last may be empty. */
+export function partBound(numTokens: number, parts: number, index: number): number {
+  return Math.min(numTokens, index * Math.ceil(numTokens / parts))
+}
+
+/**
+ * Encodes plans into step words. Buffers are reused in turn: the words of a step stay as they are
+ * until `numBuffers` - 1 further steps have been encoded.
+ */
+export class StepEncoder {
+  readonly #parts: number
+  readonly #blockSize: number
+  readonly #buffers: Int32Array[]
+  #turn = 0
+  // Of the step being encoded: its words, the next section's table entry and offset.
+  #words: Int32Array = new Int32Array(0)
+  #entry = 0
+  #offset = 0
+
+  constructor(options: { parts: number; blockSize: number; numBuffers: number }) {
+    this.#parts = options.parts
+    this.#blockSize = options.blockSize
+    this.#buffers = Array.from({ length: options.numBuffers }, () => new Int32Array(1024))
+  }
+
+  /** `group`: the attention group whose sequences the plan names. */
+  encode(plan: StepPlan, updates: SlotUpdates, group = 0): Int32Array {
+    let width = 0
+    for (let i = 0; i < plan.numSeqs; i++) width = Math.max(width, plan.seqs[i].numBlocks)
+    const lists = [updates.params, updates.history, updates.bias]
+    const numSections = 8 + lists.filter((list) => list.length > 0).length
+    const header = STEP_HEADER_WORDS + numSections * STEP_SECTION_WORDS
+    const size =
+      header +
+      (this.#parts + 1) +
+      3 * plan.numTokens +
+      (2 + width) * plan.numSeqs +
+      1 +
+      4 * plan.numRows +
+      lists.reduce((sum, list) => sum + list.length, 0)
+    const words = this.#nextBuffer(size)
+    words[0] = STEP_VERSION
+    words[1] = plan.id | 0
+    words[2] = 0 // flags
+    words[3] = 0 // bucket
+    words[4] = numSections
+    this.#words = words
+    this.#entry = STEP_HEADER_WORDS
+    this.#offset = header
+
+    const bounds = this.#section(STEP_SECTION.partBounds, group, this.#parts + 1)
+    for (let i = 0; i <= this.#parts; i++)
+      words[bounds + i] = partBound(plan.numTokens, this.#parts, i)
+    this.#encodeTokens(plan, group)
+    this.#encodeSequences(plan, width, group)
+    this.#encodeRows(plan, group)
+    this.#encodeList(STEP_SECTION.slotParams, updates.params, group)
+    this.#encodeList(STEP_SECTION.slotHistory, updates.history, group)
+    this.#encodeList(STEP_SECTION.slotBias, updates.bias, group)
+    return words.subarray(0, size)
+  }
+
+  #encodeTokens(plan: StepPlan, group: number): void {
+    const words = this.#words
+    const tokens = this.#section(STEP_SECTION.tokens, group, plan.numTokens)
+    const positions = this.#section(STEP_SECTION.positions, group, plan.numTokens)
+    const kvSlots = this.#section(STEP_SECTION.kvSlots, group, plan.numTokens)
+    const blockSize = this.#blockSize
+    let row = 0
+    for (let i = 0; i < plan.numSeqs; i++) {
+      const sequence = plan.seqs[i]
+      const end = plan.starts[i] + plan.counts[i]
+      for (let position = plan.starts[i]; position < end; position++, row++) {
+        const known = position < sequence.numConfirmed
+        const block = Math.floor(position / blockSize)
+        words[tokens + row] = known ? sequence.tokens[position] : -(sequence.slot + 1)
+        words[positions + row] = position
+        words[kvSlots + row] = sequence.blocks[block] * blockSize + (position - block * blockSize)
+      }
+    }
+  }
+
+  #encodeSequences(plan: StepPlan, width: number, group: number): void {
+    const words = this.#words
+    const starts = this.#section(STEP_SECTION.seqStarts, group, plan.numSeqs + 1)
+    const lengths = this.#section(STEP_SECTION.seqLens, group, plan.numSeqs)
+    const tables = this.#section(STEP_SECTION.blockTables, group, plan.numSeqs * width)
+    let row = 0
+    for (let i = 0; i < plan.numSeqs; i++) {
+      const sequence = plan.seqs[i]
+      words[starts + i] = row
+      words[lengths + i] = plan.starts[i] + plan.counts[i]
+      row += plan.counts[i]
+      const table = tables + i * width
+      for (let b = 0; b < width; b++)
+        words[table + b] = b < sequence.numBlocks ? sequence.blocks[b] : -1
+    }
+    words[starts + plan.numSeqs] = row
+  }
+
+  #encodeRows(plan: StepPlan, group: number): void {
+    const words = this.#words
+    let at = this.#section(STEP_SECTION.rows, group, 4 * plan.numRows)
+    let firstRow = 0
+    for (let i = 0; i < plan.numSeqs; i++) {
+      const sequence = plan.seqs[i]
+      const count = plan.counts[i]
+      // The rows of a sequence are its last ones.
+      for (let token = count - plan.rowCounts[i]; token < count; token++, at += 4) {
+        const scored = sequence.kind === 'score'
+        words[at] = firstRow + token
+        words[at + 1] = plan.samples[i] === 1 ? sequence.slot : -1
+        words[at + 2] = scored ? sequence.tokens[plan.starts[i] + token + 1] : -1
+        words[at + 3] = sequence.rowFlags | (plan.samples[i] === 1 ? ROW_FLAG.sample : 0)
+      }
+      firstRow += count
+    }
+  }
+
+  #encodeList(kind: number, list: WordList, group: number): void {
+    if (list.length > 0) list.copyTo(this.#words, this.#section(kind, group, list.length))
+  }
+
+  /** Adds a section to the table; returns where its words begin. */
+  #section(kind: number, group: number, length: number): number {
+    const offset = this.#offset
+    this.#words[this.#entry++] = kind
+    this.#words[this.#entry++] = group
+    this.#words[this.#entry++] = offset
+    this.#words[this.#entry++] = length
+    this.#offset += length
+    return offset
+  }
+
+  #nextBuffer(size: number): Int32Array {
+    this.#turn = (this.#turn + 1) % this.#buffers.length
+    if (this.#buffers[this.#turn].length < size) {
+      let capacity = 1024
+      while (capacity < size) capacity *= 2
+      this.#buffers[this.#turn] = new Int32Array(capacity)
+    }
+    return this.#buffers[this.#turn]
+  }
+}
+
+/** Views into a result's words; see RESULT_SECTION. */
+export interface StepResult {
+  readonly sampled: Int32Array
+  readonly logprobs: Float32Array
+  readonly topLogprobs: Int32Array
+  /** Float bits of the rows that asked, each behind its row index. */
+  readonly logits: Int32Array
+  readonly queueUs: number
+  readonly runUs: number
+}
+
+const NO_WORDS: Int32Array = new Int32Array(0)
+const NO_FLOATS: Float32Array = new Float32Array(0)
+
+/** ERR_INTERNAL when the words are not a result with `numRows` rows. */
+export function decodeResult(words: Int32Array, numRows: number, group = 0): StepResult {
+  const result = {
+    sampled: NO_WORDS,
+    logprobs: NO_FLOATS,
+    topLogprobs: NO_WORDS,
+    logits: NO_WORDS,
+    queueUs: 0,
+    runUs: 0,
+  }
+  if (words.length < STEP_HEADER_WORDS || words[0] !== STEP_VERSION)
+    throw new EngineError('ERR_INTERNAL', 'the result of a step has no valid header')
+  for (let section = 0; section < words[4]; section++) {
+    const entry = STEP_HEADER_WORDS + section * STEP_SECTION_WORDS
+    const offset = words[entry + 2]
+    const end = offset + words[entry + 3]
+    if (!(offset >= 0 && end >= offset && end <= words.length))
+      throw new EngineError('ERR_INTERNAL', `section ${section} of a result lies outside it`)
+    if (words[entry + 1] !== group) continue
+    const body = words.subarray(offset, end)
+    switch (words[entry]) {
+      case RESULT_SECTION.sampled:
+        result.sampled = body
+        break
+      case RESULT_SECTION.logprobs:
+        result.logprobs = new Float32Array(body.buffer, body.byteOffset, body.length)
+        break
+      case RESULT_SECTION.topLogprobs:
+        result.topLogprobs = body
+        break
+      case RESULT_SECTION.logits:
+        result.logits = body
+        break
+      case RESULT_SECTION.timings:
+        result.queueUs = body[0]
+        result.runUs = body[1]
+        break
+    }
+  }
+  if (result.sampled.length !== numRows || result.logprobs.length !== numRows)
+    throw new EngineError(
+      'ERR_INTERNAL',
+      `a step with ${numRows} rows gave ${result.sampled.length} tokens and ${result.logprobs.length} log-probabilities`,
+    )
+  return result
+}
+
+/** The most likely tokens of a row that asked for them, best first. */
+export function topLogprobsOfRow(
+  result: StepResult,
+  row: number,
+): { token: number; logprob: number }[] {
+  const words = result.topLogprobs
+  for (let at = 0; at < words.length; at += 2 + 2 * words[at + 1]) {
+    if (words[at] !== row) continue
+    return Array.from({ length: words[at + 1] }, (_, i) => ({
+      token: words[at + 2 + 2 * i],
+      logprob: floatOfWord(words[at + 3 + 2 * i]),
+    }))
+  }
+  return []
+}

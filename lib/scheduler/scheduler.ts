@@ -536,6 +536,8 @@ export class Scheduler {
   #requeue(sequence: Sequence): void {
     this.#releaseBlocks(sequence)
     sequence.numTokens = sequence.numConfirmed
+    sequence.numComputed = 0
+    sequence.numSettled = 0
     sequence.state = 'preempted'
     let at = this.#preempted.length
     while (at > 0 && this.#preempted[at - 1].id > sequence.id) at--
@@ -549,14 +551,12 @@ export class Scheduler {
     sequence.state = 'ended'
   }
 
-  /** Back to the pool, last block first; nothing counts as computed any more. */
+  /** Back to the pool, last block first. */
   #releaseBlocks(sequence: Sequence): void {
     for (let i = sequence.numBlocks - 1; i >= 0; i--) this.blocks.release(sequence.blocks[i])
     sequence.numBlocks = 0
     sequence.numHitBlocks = 0
     sequence.numEntered = 0
-    sequence.numComputed = 0
-    sequence.numSettled = 0
     sequence.cacheChain.set(sequence.cacheRoot)
   }
 

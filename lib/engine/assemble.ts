@@ -1,0 +1,221 @@
+/**
+ * From a model folder to something that runs steps: read the model, choose sizes, compile the
+ * program, create the runtime, load weights and program. Whatever was made is closed again when a
+ * later stage fails.
+ */
+
+import { EngineError } from '../errors.ts'
+import { checkLayout, compileModel, loadModel, modelFootprint } from '../models/index.ts'
+import type { NativeBinding, NativeRuntime } from '../native/binding.ts'
+import { toEngineError } from '../native/load.ts'
+import type { Lane, Program } from '../program/types.ts'
+import { POLICIES } from '../scheduler/policies/index.ts'
+import type { SchedulingPolicy } from '../scheduler/policy.ts'
+import {
+  type ChatTemplate,
+  loadChatTemplate,
+  loadTokenizer,
+  type Tokenizer,
+} from '../tokenizer/index.ts'
+import { placeRanks } from './devices.ts'
+import { type GenerationDefaults, readGenerationDefaults } from './generation-config.ts'
+import { computeSizes, requireMemory, type Sizes, type SizingInput } from './sizing.ts'
+import type { CpuIsa, EngineInfo, EngineOptions, ProgramSummary } from './types.ts'
+
+/** Everything an Engine is made of. */
+export interface EngineParts {
+  readonly info: EngineInfo
+  readonly runtime: NativeRuntime
+  readonly programId: number
+  readonly sizes: Sizes
+  readonly nanoBatches: number
+  readonly pipelineDepth: number
+  readonly prefixCache: boolean
+  readonly policy: SchedulingPolicy
+  readonly tokenizer: Tokenizer | undefined
+  readonly chatTemplate: ChatTemplate | undefined
+  readonly defaults: GenerationDefaults
+  readonly eosTokenIds: readonly number[]
+}
+
+const PRECISIONS = ['auto', 'f32', 'bf16'] as const
+const CPU_ISAS: readonly CpuIsa[] = ['auto', 'portable', 'avx2', 'avx512', 'avx512bf16', 'amx']
+const MAX_RANKS = 64
+
+interface CheckedOptions {
+  readonly tensorParallel: number
+  readonly expertParallel: number
+  readonly world: number
+  readonly precision: (typeof PRECISIONS)[number]
+  readonly nanoBatches: 'auto' | number
+  readonly threads: number
+  readonly waitTimeoutMs: number
+  readonly cpuIsa: CpuIsa
+  readonly pipelineDepth: number
+  readonly policy: SchedulingPolicy
+}
+
+/** Throws what loadModel, computeSizes and compileModel throw; ERR_USAGE for options; ERR_ABORTED. */
+export async function assembleEngine(
+  folder: string,
+  options: EngineOptions,
+  binding: NativeBinding,
+): Promise<EngineParts> {
+  const startMs = performance.now()
+  const checked = checkOptions(options)
+  const { tensorParallel, expertParallel, world, precision } = checked
+  const model = loadModel(folder)
+  checkLayout(model, tensorParallel)
+  const defaults = readGenerationDefaults(model.folder)
+  const devices = placeRanks(binding.describeDevices(), world, options.device, options.devices)
+  const backend = devices[0].backend
+  const footprint = modelFootprint(model, { tensorParallel, precision })
+  const ranksPerDevice = Math.max(
+    ...devices.map(({ name }) => devices.filter((other) => other.name === name).length),
+  )
+  const sizing: SizingInput = {
+    backend,
+    memoryBytes: Math.min(...devices.map((device) => device.memoryBytes)),
+    freeMemoryBytes: Math.min(...devices.map((device) => device.freeMemoryBytes)),
+    ranksPerDevice,
+    world,
+    vocabSize: model.vocabSize,
+    maxPositions: model.maxPositions,
+    footprint,
+    options,
+  }
+  const sizes = computeSizes(sizing)
+  const nanoBatches = checked.nanoBatches === 'auto' ? 1 : checked.nanoBatches
+  const { program, manifest, activationDtype } = compileModel(model, {
+    tensorParallel,
+    expertParallel,
+    parts: nanoBatches,
+    precision,
+    limits: {
+      maxTokens: sizes.maxNumBatchedTokens,
+      maxRows: sizes.maxRows,
+      maxSeqs: sizes.maxNumSeqs,
+      numBlocks: sizes.numBlocks,
+      blockSize: sizes.blockSize,
+      maxBlocksPerSeq: sizes.maxBlocksPerSeq,
+      numSlots: sizes.numSlots,
+    },
+    maxModelLen: sizes.maxModelLen,
+  })
+  requireMemory(sizing, sizes, program.arenaBytes)
+
+  const tokenizer = await loadTokenizer(model.folder)
+  const chatTemplate = await loadChatTemplate(model.folder)
+  let runtime: NativeRuntime | undefined
+  try {
+    throwIfAborted(options.signal)
+    runtime = new binding.Runtime({
+      ranks: devices.map(({ name }) => ({ device: name })),
+      tp: tensorParallel,
+      heapBytes: program.arenaBytes,
+      threadsPerRank: threadsPerRank(checked.threads, world),
+      waitTimeoutMs: checked.waitTimeoutMs,
+      deterministic: options.deterministic ?? false,
+      cpuIsa: checked.cpuIsa,
+    })
+    await runtime.loadWeights(JSON.stringify(manifest), options.onProgress)
+    throwIfAborted(options.signal)
+    const programId = await runtime.loadProgram(JSON.stringify(program))
+    throwIfAborted(options.signal)
+    return {
+      info: {
+        folder: model.folder,
+        architecture: model.architecture,
+        parameters: footprint.parameters,
+        vocabSize: model.vocabSize,
+        world,
+        tensorParallel,
+        expertParallel,
+        devices: devices.map(({ name }) => name),
+        precision: activationDtype,
+        deterministic: options.deterministic ?? false,
+        maxModelLen: sizes.maxModelLen,
+        maxNumSeqs: sizes.maxNumSeqs,
+        maxNumBatchedTokens: sizes.maxNumBatchedTokens,
+        kvBlockSize: sizes.blockSize,
+        kvBlocks: sizes.numBlocks,
+        kvCacheBytes: sizes.kvCacheBytes,
+        weightBytesPerRank: footprint.weightBytesPerRank,
+        program: summarizeProgram(program),
+        loadMs: performance.now() - startMs,
+      },
+      runtime,
+      programId,
+      sizes,
+      nanoBatches,
+      pipelineDepth: checked.pipelineDepth,
+      prefixCache: options.prefixCache ?? true,
+      policy: checked.policy,
+      tokenizer,
+      chatTemplate,
+      defaults,
+      eosTokenIds: (defaults.eosTokenIds ?? model.eosTokenIds).filter((id) => id < model.vocabSize),
+    }
+  } catch (error) {
+    await Promise.allSettled([runtime?.close(), chatTemplate?.close()])
+    throw toEngineError(error)
+  }
+}
+
+function checkOptions(options: EngineOptions): CheckedOptions {
+  const tensorParallel = integer(options.tensorParallel ?? 1, 'tensorParallel', 1, MAX_RANKS)
+  const expertParallel = integer(options.expertParallel ?? 1, 'expertParallel', 1, MAX_RANKS)
+  const nanoBatches = options.nanoBatches ?? 'auto'
+  const policyName = options.schedulerPolicy ?? 'fcfs'
+  if (!Object.hasOwn(POLICIES, policyName))
+    throw new EngineError(
+      'ERR_USAGE',
+      `there is no scheduling policy ${policyName}; known: ${Object.keys(POLICIES).join(', ')}`,
+    )
+  return {
+    tensorParallel,
+    expertParallel,
+    world: Math.max(tensorParallel, expertParallel),
+    precision: oneOf(options.precision ?? 'auto', 'precision', PRECISIONS),
+    nanoBatches: nanoBatches === 'auto' ? 'auto' : integer(nanoBatches, 'nanoBatches', 1, 4),
+    threads: integer(options.threads ?? 0, 'threads', 0, 4096),
+    waitTimeoutMs: integer(options.waitTimeoutMs ?? 30_000, 'waitTimeoutMs', 1, 2 ** 31 - 1),
+    cpuIsa: oneOf(options.cpuIsa ?? 'auto', 'cpuIsa', CPU_ISAS),
+    pipelineDepth: integer(options.pipelineDepth ?? 2, 'pipelineDepth', 1, 2),
+    policy: POLICIES[policyName],
+  }
+}
+
+/** 0: the runtime shares the machine's cores among the ranks. */
+function threadsPerRank(threads: number, world: number): number {
+  return threads === 0 ? 0 : Math.max(1, Math.floor(threads / world))
+}
+
+function summarizeProgram(program: Program): ProgramSummary {
+  const opsPerLane: Record<Lane, number> = { compute: 0, memory: 0, network: 0 }
+  for (const op of program.ops) opsPerLane[op.lane]++
+  return {
+    name: program.name,
+    ops: program.ops.length,
+    opsPerLane,
+    nanoBatches: program.parts,
+    arenaBytes: program.arenaBytes,
+  }
+}
+
+function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted)
+    throw new EngineError('ERR_ABORTED', 'loading was cancelled', { cause: signal.reason })
+}
+
+function integer(value: number, option: string, min: number, max: number): number {
+  if (!Number.isInteger(value) || value < min || value > max)
+    throw new EngineError('ERR_USAGE', `${option} must be a whole number from ${min} to ${max}`)
+  return value
+}
+
+function oneOf<T extends string>(value: T, option: string, choices: readonly T[]): T {
+  if (!choices.includes(value))
+    throw new EngineError('ERR_USAGE', `${option} must be one of ${choices.join(', ')}`)
+  return value
+}

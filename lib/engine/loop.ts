@@ -1,0 +1,212 @@
+/**
+ * StepLoop: plan → encode → submit → settle. Up to `depth` steps are in flight: the next one is planned
+ * and submitted while the last one runs, reading tokens nobody has seen yet from their device slots.
+ * Arrivals within one turn of the event loop share a step. A step that fails ends the loop: every
+ * job gets the root cause, and so does whoever comes later.
+ */
+
+import { EngineError } from '../errors.ts'
+import type { NativeRuntime } from '../native/binding.ts'
+import type { StepPlan } from '../scheduler/plan.ts'
+import type { Scheduler } from '../scheduler/scheduler.ts'
+import type { Job } from './jobs.ts'
+import { createSlotUpdates, decodeResult, type StepEncoder, type StepResult } from './step.ts'
+import type { FinishReason } from './types.ts'
+
+export interface StepLoopOptions {
+  readonly runtime: Pick<NativeRuntime, 'submit'>
+  readonly programId: number
+  readonly scheduler: Scheduler
+  readonly encoder: StepEncoder
+  readonly depth: number
+  /** Milliseconds, monotonic. */
+  readonly clock: () => number
+  /** What the addon rejects with, as an EngineError. */
+  readonly toError: (error: unknown) => EngineError
+  readonly onEnd: (job: Job, reason: FinishReason) => void
+}
+
+const NO_TOKENS = new Int32Array(0)
+
+export class StepLoop {
+  readonly #options: StepLoopOptions
+  readonly #jobs = new Map<number, Job>()
+  readonly #updates = createSlotUpdates()
+  #inFlight = 0
+  #numSteps = 0
+  #wakeUp: NodeJS.Immediate | undefined
+  #failure: EngineError | undefined
+  #settledWaiters: (() => void)[] = []
+  #idleWaiters: (() => void)[] = []
+
+  constructor(options: StepLoopOptions) {
+    this.#options = options
+  }
+
+  get failure(): EngineError | undefined {
+    return this.#failure
+  }
+  get stepsInFlight(): number {
+    return this.#inFlight
+  }
+  get numSteps(): number {
+    return this.#numSteps
+  }
+
+  job(id: number): Job | undefined {
+    return this.#jobs.get(id)
+  }
+
+  /** Queues a job; throws what Scheduler.add throws, or the failure that ended the loop. */
+  add(job: Job): void {
+    if (this.#failure !== undefined) throw this.#failure
+    this.#options.scheduler.add(job.sequence)
+    this.#jobs.set(job.sequence.id, job)
+    this.#wake()
+  }
+
+  /** Ends a job that has not ended; no step planned from now on names it. */
+  cancel(job: Job, error: EngineError): void {
+    if (!this.#jobs.delete(job.sequence.id)) return
+    this.#options.scheduler.end(job.sequence, 'cancelled')
+    this.#options.onEnd(job, 'abort')
+    job.fail(error)
+    // What it held may let others in.
+    this.#wake()
+    this.#notify()
+  }
+
+  cancelAll(error: EngineError): void {
+    for (const job of [...this.#jobs.values()]) this.cancel(job, error)
+  }
+
+  /** Resolves once no step is in flight. */
+  settled(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#settledWaiters.push(resolve)
+      this.#notify()
+    })
+  }
+
+  /** Resolves once there is no job. */
+  idle(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#idleWaiters.push(resolve)
+      this.#notify()
+    })
+  }
+
+  #wake(): void {
+    this.#wakeUp ??= setImmediate(() => {
+      this.#wakeUp = undefined
+      this.#pump()
+    })
+  }
+
+  #pump(): void {
+    const { scheduler, depth, clock } = this.#options
+    while (this.#failure === undefined && this.#inFlight < depth) {
+      let plan: StepPlan | undefined
+      try {
+        plan = scheduler.plan(clock())
+        if (plan === undefined && this.#inFlight === 0 && scheduler.numUnfinished > 0)
+          throw new EngineError('ERR_INTERNAL', 'sequences wait and nothing runs')
+      } catch (error) {
+        this.#fail(asEngineError(error))
+        return
+      }
+      if (plan === undefined) return
+      this.#submit(plan)
+    }
+  }
+
+  #submit(plan: StepPlan): void {
+    const { runtime, programId, encoder, toError } = this.#options
+    this.#inFlight++
+    this.#numSteps++
+    let result: Promise<Int32Array>
+    try {
+      this.#collectUpdates(plan)
+      result = runtime.submit(programId, encoder.encode(plan, this.#updates))
+    } catch (error) {
+      result = Promise.reject(error)
+    }
+    result.then(
+      (words) => this.#onResult(plan, words),
+      (error) => this.#onFault(plan, toError(error)),
+    )
+  }
+
+  #collectUpdates(plan: StepPlan): void {
+    const { params, history, bias } = this.#updates
+    params.clear()
+    history.clear()
+    bias.clear()
+    for (let i = 0; i < plan.numSeqs; i++) {
+      const sequence = plan.seqs[i]
+      if (plan.isFirst[i] === 1 || sequence.minLen > 0)
+        this.#jobs.get(sequence.id)?.encode(plan, i, this.#updates)
+    }
+  }
+
+  #onResult(plan: StepPlan, words: Int32Array): void {
+    let result: StepResult
+    try {
+      result = decodeResult(words, plan.numRows)
+    } catch (error) {
+      this.#onFault(plan, asEngineError(error))
+      return
+    }
+    const { scheduler, clock } = this.#options
+    this.#inFlight--
+    scheduler.settle(plan, result.sampled)
+    const nowMs = clock()
+    for (let i = 0; i < plan.numSeqs; i++) {
+      const job = this.#jobs.get(plan.seqs[i].id)
+      if (job !== undefined) this.#settleJob(job, plan, i, result, nowMs)
+    }
+    scheduler.release(plan)
+    this.#pump()
+    this.#notify()
+  }
+
+  #settleJob(job: Job, plan: StepPlan, index: number, result: StepResult, nowMs: number): void {
+    const { scheduler, onEnd } = this.#options
+    let reason: FinishReason | undefined
+    try {
+      reason = job.settle(plan, index, result, nowMs)
+    } catch (error) {
+      // A bug in turning tokens into text fails its own request only.
+      this.cancel(job, asEngineError(error))
+      return
+    }
+    if (reason === undefined) return
+    this.#jobs.delete(job.sequence.id)
+    scheduler.end(job.sequence, 'finished')
+    onEnd(job, reason)
+  }
+
+  #onFault(plan: StepPlan, error: EngineError): void {
+    this.#inFlight--
+    this.#fail(error)
+    // All sequences have ended by now; this frees what the step held.
+    this.#options.scheduler.settle(plan, NO_TOKENS)
+    this.#options.scheduler.release(plan)
+    this.#notify()
+  }
+
+  #fail(error: EngineError): void {
+    this.#failure ??= error
+    this.cancelAll(this.#failure)
+  }
+
+  #notify(): void {
+    if (this.#inFlight === 0) for (const resolve of this.#settledWaiters.splice(0)) resolve()
+    if (this.#jobs.size === 0) for (const resolve of this.#idleWaiters.splice(0)) resolve()
+  }
+}
+
+function asEngineError(error: unknown): EngineError {
+  if (error instanceof EngineError) return error
+  return new EngineError('ERR_INTERNAL', `nanoweave failed: ${String(error)}`, { cause: error })
+}
