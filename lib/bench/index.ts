@@ -13,6 +13,10 @@ import { engineSuite } from './suites/engine.ts'
 import { matmulSuite } from './suites/matmul.ts'
 import { copySuite, rmsNormSuite } from './suites/rows.ts'
 
+export { renderHtml } from './html.ts'
+export { countWrong, formatReport } from './report.ts'
+export type { BenchContext, BenchReport, BenchSuite } from './suite.ts'
+
 export const BENCH_SUITES: readonly BenchSuite[] = [
   engineSuite,
   matmulSuite,
@@ -62,7 +66,7 @@ export function parseSettings(pairs: readonly string[]): ReadonlyMap<string, str
 }
 
 /** `peaksFile` may be missing: then the report has no "% of peak". */
-export async function runBench(
+export async function runSuite(
   suite: BenchSuite,
   context: BenchContext,
   peaksFile: string,

@@ -34,6 +34,7 @@ export class OpMeter {
       for (let i = 0; i < WARM_UP_RUNS; i++) await runtime.run(program, step)
     }
     const sample = async ({ program, step, ops }: TimedProgram): Promise<number> => {
+      this.#context.signal.throwIfAborted()
       let microseconds = 0
       let runs = 0
       do {

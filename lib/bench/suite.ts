@@ -52,6 +52,8 @@ export interface BenchContext {
   readonly quiet: number | undefined
   /** Suite-specific options as given, `--set name=value`. */
   readonly settings: ReadonlyMap<string, string>
+  /** Ends the run: what is measured is thrown away. */
+  readonly signal: AbortSignal
   /** A line for the person who waits; goes to stderr. */
   readonly log: (line: string) => void
 }

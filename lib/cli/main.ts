@@ -9,6 +9,7 @@ import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
 import { EngineError } from '../errors.ts'
 import type { RegisterCommand } from './command.ts'
+import { registerBench } from './commands/bench.ts'
 import { registerChat } from './commands/chat.ts'
 import { registerDemo } from './commands/demo.ts'
 import { registerDoctor } from './commands/doctor.ts'
@@ -25,6 +26,7 @@ const commands: readonly RegisterCommand[] = [
   registerChat,
   registerScore,
   registerInspect,
+  registerBench,
   registerDoctor,
 ]
 

@@ -59,15 +59,20 @@ export class SideProcess {
     return message.reply as SideReplies[Request['kind']]
   }
 
+  /** Ends the process at once; an open request fails. */
+  kill(): void {
+    this.#child.kill('SIGKILL')
+  }
+
   /** Ends the process, politely first. Idempotent. */
   async close(): Promise<void> {
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return
     const exited = new Promise<void>((resolve) => this.#child.once('exit', () => resolve()))
-    const timer = setTimeout(() => this.#child.kill('SIGKILL'), 10_000)
+    const timer = setTimeout(() => this.kill(), 10_000)
     try {
       await this.ask({ kind: 'close' })
     } catch {
-      this.#child.kill('SIGKILL')
+      this.kill()
     }
     await exited
     clearTimeout(timer)

@@ -220,7 +220,13 @@ async function runEngineBench(context: BenchContext): Promise<SuiteResult> {
   const settings = Object.fromEntries(context.settings)
   const ours = new SideProcess('nanoweave')
   const theirs = peer === undefined ? undefined : new SideProcess('node-llama-cpp')
+  const stop = () => {
+    ours.kill()
+    theirs?.kill()
+  }
+  context.signal.addEventListener('abort', stop)
   try {
+    context.signal.throwIfAborted()
     context.log('loading')
     const about = await ours.ask({
       ...request,
@@ -283,6 +289,7 @@ async function runEngineBench(context: BenchContext): Promise<SuiteResult> {
       },
     }
   } finally {
+    context.signal.removeEventListener('abort', stop)
     await ours.close()
     await theirs?.close()
   }

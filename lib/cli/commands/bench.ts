@@ -1,24 +1,25 @@
 /**
  * `nanoweave bench SUITE`: verifies, measures and prints one bench suite. The table goes to stdout,
- * progress to stderr; --json and --html write files (`--json -` prints the document instead of the
- * table). Exits 1 when a result was wrong.
+ * progress to stderr. Exits 1 when a result was wrong.
  */
 
-import { writeFileSync } from 'node:fs'
+import { writeFile } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
-import { type Command, InvalidArgumentError } from 'commander'
-import { renderHtml } from '../../bench/html.ts'
-import { BENCH_SUITES, findSuite, parseSettings, parseSizes, runBench } from '../../bench/index.ts'
-import { countWrong, formatReport } from '../../bench/report.ts'
+import { type Command, InvalidArgumentError, Option } from 'commander'
+import type { BenchContext, BenchSuite } from '../../bench/index.ts'
 import { EngineError } from '../../errors.ts'
+import { EXIT_FAILED } from '../exit-codes.ts'
+import type { Interrupt } from '../interrupt.ts'
+import { parseNumber } from '../options.ts'
+import { note, writeOut } from '../output.ts'
 
 interface BenchFlags {
   readonly list?: true
   readonly ranks: number
   readonly threads: number
-  readonly device: string
-  readonly dtype: string
+  readonly device: 'cpu'
+  readonly dtype: 'f32' | 'bf16'
   readonly sizes?: string
   readonly rounds: number
   readonly quiet?: number
@@ -38,82 +39,104 @@ function parseCount(text: string): number {
 }
 
 function parseShare(text: string): number {
-  const value = Number(text)
-  if (!(value >= 0 && value <= 1)) throw new InvalidArgumentError('expected a number from 0 to 1')
+  const value = parseNumber(text)
+  if (value < 0 || value > 1) throw new InvalidArgumentError('expected a number from 0 to 1')
   return value
 }
 
-function listSuites(): string {
-  const width = Math.max(...BENCH_SUITES.map((suite) => suite.name.length))
-  return BENCH_SUITES.map((suite) => {
-    const sizes = suite.defaultSizes.map((size) => size.join('x')).join(',')
-    return `${suite.name.padEnd(width)}  ${suite.summary}\n${' '.repeat(width)}  --sizes ${sizes} (${suite.sizeNames.join(' x ')})\n`
-  }).join('')
+async function save(file: string, text: string): Promise<void> {
+  try {
+    await writeFile(file, text)
+  } catch (cause) {
+    throw new EngineError('ERR_IO', `cannot write ${file}: ${(cause as Error).message}`, { cause })
+  }
 }
 
-async function runBenchCommand(name: string | undefined, flags: BenchFlags): Promise<void> {
-  if (flags.list === true) {
-    process.stdout.write(listSuites())
-    return
-  }
+const examples = `
+--json - prints the report instead of the table. What the columns mean, and how to get the peaks file
+and node-llama-cpp, is in docs/benchmarks.md.
+
+Examples:
+  nanoweave bench --list
+  nanoweave bench engine --json engine.json --html engine.html
+  nanoweave bench matmul --sizes 1x4096x4096,512x4096x4096
+  nanoweave bench all-reduce-rms-norm --ranks 2`
+
+/** Suites with their sizes, for --list. */
+function formatSuites(suites: readonly BenchSuite[]): string {
+  const width = Math.max(...suites.map((suite) => suite.name.length))
+  const indent = ' '.repeat(width)
+  return suites
+    .map(({ name, summary, sizeNames, defaultSizes }) => {
+      const sizes = defaultSizes.map((size) => size.join('x')).join(',')
+      return `${name.padEnd(width)}  ${summary}\n${indent}  ${sizeNames.join(' x ')}: ${sizes}\n`
+    })
+    .join('')
+}
+
+async function runBench(
+  name: string | undefined,
+  flags: BenchFlags,
+  signal: AbortSignal,
+): Promise<void> {
+  const bench = await import('../../bench/index.ts')
+  if (flags.list === true) return writeOut(formatSuites(bench.BENCH_SUITES))
   if (name === undefined) {
     throw new EngineError('ERR_USAGE', 'name a suite; `nanoweave bench --list` shows them')
   }
-  const { dtype, device } = flags
-  if (dtype !== 'f32' && dtype !== 'bf16') {
-    throw new EngineError('ERR_USAGE', `dtype ${dtype}: benches run at f32 or bf16`)
+  const suite = bench.findSuite(name)
+  const { ranks, threads, device, dtype, rounds, quiet, cache } = flags
+  const context: BenchContext = {
+    ranks,
+    threads,
+    device,
+    dtype,
+    rounds,
+    quiet,
+    sizes: bench.parseSizes(flags.sizes, suite),
+    settings: bench.parseSettings(flags.set),
+    cacheDirectory: cache,
+    signal,
+    log: note,
   }
-  if (device !== 'cpu') {
-    throw new EngineError('ERR_UNSUPPORTED_OPTION', `device ${device}: these suites run on cpu`)
-  }
-  const suite = findSuite(name)
-  const report = await runBench(
-    suite,
-    {
-      ranks: flags.ranks,
-      threads: flags.threads,
-      device,
-      dtype,
-      sizes: parseSizes(flags.sizes, suite),
-      rounds: flags.rounds,
-      cacheDirectory: flags.cache,
-      quiet: flags.quiet,
-      settings: parseSettings(flags.set),
-      log: (line) => process.stderr.write(`${line}\n`),
-    },
-    flags.peaks ?? path.join(flags.cache, 'bench-peaks.json'),
-  )
+  const peaks = flags.peaks ?? path.join(cache, 'bench-peaks.json')
+  const report = await bench.runSuite(suite, context, peaks)
   const document = `${JSON.stringify(report, null, 2)}\n`
-  process.stdout.write(flags.json === '-' ? document : formatReport(report))
-  if (flags.json !== undefined && flags.json !== '-') writeFileSync(flags.json, document)
-  if (flags.html !== undefined) writeFileSync(flags.html, renderHtml(report))
-  if (countWrong(report) > 0) {
-    process.stderr.write('some results are wrong: see the last column\n')
-    process.exitCode = 1
+  await writeOut(flags.json === '-' ? document : bench.formatReport(report))
+  if (flags.json !== undefined && flags.json !== '-') await save(flags.json, document)
+  if (flags.html !== undefined) await save(flags.html, bench.renderHtml(report))
+  if (bench.countWrong(report) > 0) {
+    note('some results are wrong: see the last column')
+    process.exitCode = EXIT_FAILED
   }
 }
 
-export function addBenchCommand(program: Command): void {
+export function registerBench(program: Command, { signal }: Interrupt): void {
   program
     .command('bench')
-    .description('measure one suite: verify first, then time')
-    .argument('[suite]', 'which suite; see --list')
-    .option('--list', 'show the suites and their default sizes')
-    .option('--ranks <count>', 'ranks', parseCount, 1)
-    .option('--threads <count>', 'CPU threads of all ranks', parseCount, os.availableParallelism())
-    .option('--device <name>', 'where to run', 'cpu')
-    .option('--dtype <dtype>', 'f32 or bf16', 'bf16')
-    .option('--sizes <sizes>', 'like 1x512x64,8x128x64; what they mean is in --list')
-    .option('--rounds <count>', 'measurements of each side, in turn', parseCount, 7)
+    .argument('[SUITE]', 'which suite; --list shows them')
+    .summary('measure an op or the whole engine')
+    .description('Verifies one bench suite, then measures it against the machine and a baseline.')
+    .option('--list', 'the suites and their sizes')
+    .option('--ranks <W>', 'ranks', parseCount, 1)
     .option(
-      '--quiet <share>',
-      'repeat what other processes disturbed by more than this',
-      parseShare,
+      '--threads <N>',
+      'CPU threads of all ranks together',
+      parseCount,
+      os.availableParallelism(),
     )
-    .option('--set <name=value...>', 'options of one suite', [])
-    .option('--cache <folder>', 'bench models and peers', 'build')
-    .option('--peaks <file>', "the machine's ceilings (default: <cache>/bench-peaks.json)")
-    .option('--json <file>', 'write the report as JSON; - prints it instead of the table')
-    .option('--html <file>', 'write the report as one HTML page')
-    .action(runBenchCommand)
+    .addOption(new Option('--device <D>', 'where to run').choices(['cpu']).default('cpu'))
+    .addOption(
+      new Option('--dtype <D>', 'of the operands').choices(['f32', 'bf16']).default('bf16'),
+    )
+    .option('--sizes <LIST>', 'like 1x512x64,8x128x64')
+    .option('--rounds <N>', 'measurements of each side, in turn', parseCount, 7)
+    .option('--quiet <SHARE>', 'repeat what others disturbed more than this, 0..1', parseShare)
+    .option('--set <NAME=VALUE...>', 'settings of one suite', [])
+    .option('--cache <FOLDER>', 'bench models and peers', 'build')
+    .option('--peaks <FILE>', 'ceilings of this machine (default: bench-peaks.json in the cache)')
+    .option('--json <FILE>', 'write the report as JSON')
+    .option('--html <FILE>', 'write the report as one HTML page')
+    .addHelpText('after', examples)
+    .action((name: string | undefined, flags: BenchFlags) => runBench(name, flags, signal))
 }
