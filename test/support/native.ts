@@ -139,6 +139,7 @@ export interface OpenOptions {
   readonly weights?: WeightValues
   readonly cpuIsa?: string
   readonly threadsPerRank?: number
+  readonly waitTimeoutMs?: number
 }
 
 /** A runtime that holds one program. */
@@ -161,6 +162,7 @@ export class OpRuntime {
         ...runtimeOptions(program.world, Math.max(program.arenaBytes, ARENA_ALIGNMENT)),
         cpuIsa: options.cpuIsa ?? 'auto',
         threadsPerRank: options.threadsPerRank ?? 1,
+        waitTimeoutMs: options.waitTimeoutMs ?? 20_000,
       })
       const manifest = writeManifest(folder, program, options.weights ?? {})
       await runtime.loadWeights(JSON.stringify(manifest))

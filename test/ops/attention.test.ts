@@ -1,0 +1,96 @@
+/**
+ * The bits of an attention row depend on its sequence and position alone: not on the other
+ * sequences of the step, on how the prompt was cut into chunks or nano-batches, on where its blocks
+ * lie, or on the number of threads.
+ */
+
+import { describe, expect, test } from 'vitest'
+import { STEP_SECTION } from '../../lib/engine/step.ts'
+import { encodeStep, OpRuntime, placeApart, splitIntoParts, usableIsas } from '../support/native.ts'
+import { type AttentionCase, attentionCase } from './attention.cases.ts'
+import type { SequenceRows } from './kv-step.ts'
+import { expectAgree } from './tolerance.ts'
+
+interface Run {
+  readonly sequences: readonly SequenceRows[]
+  readonly seeds: readonly number[]
+  readonly threads: number
+  readonly parts?: readonly number[]
+  readonly blockSize?: number
+}
+
+/** Bytes of the output row of one position of the first sequence with `seed`. */
+async function rowBytes(
+  model: Omit<AttentionCase, 'name' | 'sequences'>,
+  run: Run,
+  cpuIsa: string,
+  seed: number,
+  position: number,
+): Promise<Uint8Array> {
+  const { builder, inputs, step } = attentionCase(
+    { name: 'row', ...model, ...run, blockSize: run.blockSize ?? 16 },
+    false,
+  ).make()
+  const tokens = step.get(STEP_SECTION.tokens)!.length
+  const bounds = run.parts ?? [0, tokens]
+  const program = splitIntoParts(placeApart(builder), bounds.length - 1)
+  const runtime = await OpRuntime.open(program, { cpuIsa, threadsPerRank: run.threads })
+  try {
+    await runtime.poison()
+    for (const [name, [values]] of Object.entries(inputs)) await runtime.write(name, 0, values!)
+    await runtime.submit(encodeStep(new Map([[STEP_SECTION.partBounds, bounds], ...step])))
+    const output = await runtime.readBytes('o', 0)
+    const sequence = run.seeds.indexOf(seed)
+    const before = run.sequences.slice(0, sequence)
+    const first = before.reduce((sum, { start, end }) => sum + end - start, 0)
+    const row = first + position - run.sequences[sequence]!.start
+    const width = output.length / program.limits.maxTokens
+    return output.slice(row * width, (row + 1) * width)
+  } finally {
+    await runtime.close()
+  }
+}
+
+/** Crosses two split boundaries (512 keys), ends inside a tile of 64 and a block of 16. */
+const LAST = 1100
+const SEED = 9
+const OTHERS: readonly SequenceRows[] = [
+  { start: 0, end: 30 },
+  { start: 299, end: 300 },
+]
+
+const RUNS: readonly Run[] = [
+  // Decode, alone, one thread and several.
+  { sequences: [{ start: LAST, end: LAST + 1 }], seeds: [SEED], threads: 1 },
+  { sequences: [{ start: LAST, end: LAST + 1 }], seeds: [SEED], threads: 4 },
+  // The end of a chunk of the prompt, cut in two places.
+  { sequences: [{ start: LAST - 40, end: LAST + 1 }], seeds: [SEED], threads: 2 },
+  { sequences: [{ start: LAST - 101, end: LAST + 1 }], seeds: [SEED], threads: 3, blockSize: 32 },
+  // In the middle of a chunk, in parts that cut the sequence.
+  {
+    sequences: [{ start: LAST - 20, end: LAST + 9 }],
+    seeds: [SEED],
+    threads: 2,
+    parts: [0, 7, 20, 20, 29],
+  },
+  // Among others.
+  {
+    sequences: [OTHERS[0]!, { start: LAST - 3, end: LAST + 1 }, OTHERS[1]!],
+    seeds: [1, SEED, 2],
+    threads: 4,
+    parts: [0, 33, 35],
+  },
+]
+
+describe.each(usableIsas())('%s', (cpuIsa) => {
+  test.each([
+    { heads: 6, kvHeads: 2, headDim: 16, dtype: 'f32', kvDtype: 'f32' },
+    { heads: 2, kvHeads: 1, headDim: 20, dtype: 'bf16', kvDtype: 'bf16', window: 640, softcap: 20 },
+  ] as const)('a row has the same bits however it is computed ($dtype)', async (model) => {
+    const outputs: Uint8Array[] = []
+    for (const run of RUNS) outputs.push(await rowBytes(model, run, cpuIsa, SEED, LAST))
+    expectAgree(outputs)
+    // Not the bytes of nothing.
+    expect(outputs[0]!.some((byte) => byte !== 0 && byte !== 0xff)).toBe(true)
+  })
+})
