@@ -22,8 +22,11 @@ namespace {
 
 constexpr int64_t kPanelBlockBytes = 64 * 1024;    // of one panel in a k block
 constexpr int64_t kWeightBlockBytes = 512 * 1024;  // of an item's panels in a k block: half an L2
-constexpr int64_t kStreamBytes = 128 * 1024;       // of an item's panels when rows are few
+constexpr int64_t kStreamedRows = 24;              // up to here W passes once: k is not cut
 constexpr int64_t kPartialRows = 192;              // rows of an item whose k is cut
+constexpr int64_t kAmxRows = 16;                   // a tile's
+constexpr int64_t kItemsPerThread = 8;
+constexpr int64_t kMinRowBlocks = 8;  // of an item: fewer would reload its weights too often
 
 int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -43,7 +46,8 @@ struct Plan {
   int64_t group_k = 0;       // k of a group
   int64_t groups = 0;
   int64_t group_bytes = 0;
-  int64_t k_blocks = 0;
+  int64_t k_blocks = 1;
+  int64_t panel_unit = 0;   // items begin at multiples of so many panels
   int64_t panel_parts = 0;  // items across panels
   int64_t row_parts = 0;    // items across rows
   int64_t sums_stride = 0;  // floats: panels of the widest item
@@ -60,26 +64,30 @@ Plan make_plan(const MatmulKernel& kernel, const MatmulArgs& args, int num_threa
   plan.group_k = args.w_dtype == DType::kBf16 ? 2 : 1;
   plan.groups = divide_up(plan.k, plan.group_k);
   plan.group_bytes = kPanelWidth * plan.group_k * dtype_bytes(args.w_dtype);
-  plan.k_blocks = std::max<int64_t>(1, divide_up(plan.panel_stride, kPanelBlockBytes));
+  if (plan.m > kStreamedRows)
+    plan.k_blocks = std::max<int64_t>(1, divide_up(plan.panel_stride, kPanelBlockBytes));
 
-  const int64_t panel_block = std::max<int64_t>(1, plan.panel_stride / plan.k_blocks);
+  // Panels are dealt in units of what a sweep takes at a time.
   const int64_t row_blocks = divide_up(plan.m, kernel.max_rows);
-  const bool few_rows = row_blocks <= 2;
-  const int64_t item_bytes = few_rows ? kStreamBytes : kWeightBlockBytes;
-  int64_t item_panels = std::clamp<int64_t>(item_bytes / panel_block / 4 * 4, 4, plan.panels + 3);
-  int64_t item_rows = plan.k_blocks > 1 ? round_up(kPartialRows, kernel.max_rows) : plan.m;
-  const int64_t wanted_items = num_threads == 1 ? 1 : 8 * num_threads;
+  plan.panel_unit = kernel.panels_for(static_cast<int>(std::min<int64_t>(plan.m, kernel.max_rows)));
+  const int64_t units = divide_up(plan.panels, plan.panel_unit);
+  const int64_t unit_bytes =
+      std::max<int64_t>(1, plan.panel_unit * plan.panel_stride / plan.k_blocks);
+  int64_t item_units = std::clamp<int64_t>(kWeightBlockBytes / unit_bytes, 1, units);
+  int64_t item_row_blocks =
+      plan.k_blocks > 1 ? divide_up(kPartialRows, kernel.max_rows) : row_blocks;
+  const int64_t wanted = num_threads == 1 ? 1 : kItemsPerThread * num_threads;
   const auto items = [&] {
-    return divide_up(plan.panels, item_panels) * divide_up(plan.m, item_rows);
+    return divide_up(units, item_units) * divide_up(row_blocks, item_row_blocks);
   };
-  // Smaller items until every thread has several: fewer rows first, which costs no reuse of W until
-  // an item has only a few row blocks.
-  while (items() < wanted_items && item_rows > 8 * kernel.max_rows)
-    item_rows = divide_up(item_rows, 2);
-  while (items() < wanted_items && item_panels > 1) item_panels = divide_up(item_panels, 2);
-  plan.panel_parts = divide_up(plan.panels, item_panels);
-  plan.row_parts = divide_up(plan.m, item_rows);
-  plan.sums_stride = divide_up(plan.panels, plan.panel_parts) * kPanelWidth;
+  while (items() < wanted && item_row_blocks > kMinRowBlocks)
+    item_row_blocks = divide_up(item_row_blocks, 2);
+  while (items() < wanted && item_units > 1) item_units = divide_up(item_units, 2);
+  while (items() < num_threads && item_row_blocks > 1)
+    item_row_blocks = divide_up(item_row_blocks, 2);
+  plan.panel_parts = divide_up(units, item_units);
+  plan.row_parts = divide_up(row_blocks, item_row_blocks);
+  plan.sums_stride = divide_up(units, plan.panel_parts) * plan.panel_unit * kPanelWidth;
   plan.sums_rows = round_up(
       plan.k_blocks > 1 ? divide_up(row_blocks, plan.row_parts) * kernel.max_rows : kernel.max_rows,
       kernel.row_multiple);
@@ -92,8 +100,11 @@ struct Operand {
   int64_t stride = 0;  // bytes
 };
 
+// Rows a multiple of 2 KiB apart share one or two sets of a first-level cache and would evict each
+// other: those are copied to a better stride.
 bool usable_in_place(const MatmulKernel& kernel, const Tensor& x) {
-  return x.dtype == kernel.operand && kernel.row_multiple == 1 && x.cols % kernel.k_multiple == 0;
+  return x.dtype == kernel.operand && kernel.row_multiple == 1 && x.cols % kernel.k_multiple == 0 &&
+         (x.rows == 1 || x.row_bytes() % 2048 != 0);
 }
 
 // An odd number of cache lines, so that the rows of a block do not meet in one cache set.
@@ -133,8 +144,8 @@ void run_item(const MatmulKernel& kernel, const MatmulArgs& args, const Plan& pl
     const int64_t group_begin = part_begin(plan.groups, plan.k_blocks, part, block_groups);
     const int64_t group_end = part_begin(plan.groups, plan.k_blocks, part + 1, block_groups);
     for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t row = item.row_begin + part_begin(rows, blocks, block, 1);
-      const int64_t next_row = item.row_begin + part_begin(rows, blocks, block + 1, 1);
+      const int64_t row = item.row_begin + block * kernel.max_rows;
+      const int64_t next_row = std::min(item.row_end, row + kernel.max_rows);
       float* block_sums =
           plan.k_blocks > 1 ? sums + (row - item.row_begin) * plan.sums_stride : sums;
       kernel.sweep(
@@ -147,7 +158,8 @@ void run_item(const MatmulKernel& kernel, const MatmulArgs& args, const Plan& pl
            .panels = static_cast<int>(item.panel_end - item.panel_begin),
            .sums = block_sums,
            .sums_stride = plan.sums_stride,
-           .resume = part > 0});
+           .resume = part > 0,
+           .read_ahead = plan.k_blocks == 1});
       if (part + 1 < plan.k_blocks) continue;
       kernel.finish({.sums = block_sums,
                      .sums_stride = plan.sums_stride,
@@ -167,7 +179,9 @@ void run_item(const MatmulKernel& kernel, const MatmulArgs& args, const Plan& pl
 const MatmulKernel& choose_kernel(const MatmulArgs& args, CpuIsa isa) {
   const MatmulKernel* kernel = nullptr;
   const bool pairs = args.x.dtype == DType::kBf16 && args.w_dtype == DType::kBf16;
-  if (pairs && isa >= CpuIsa::kAvx512Bf16) kernel = avx512_bf16_kernel();
+  if (pairs && isa >= CpuIsa::kAmx && args.x.rows >= kAmxRows && !args.deterministic)
+    kernel = amx_kernel();
+  if (!kernel && pairs && isa >= CpuIsa::kAvx512Bf16) kernel = avx512_bf16_kernel();
   if (!kernel && isa >= CpuIsa::kAvx512) kernel = avx512_kernel(args.w_dtype);
   if (!kernel && isa >= CpuIsa::kAvx2) kernel = avx2_kernel(args.w_dtype);
   if (!kernel) kernel = portable_kernel(args.w_dtype);
@@ -190,9 +204,9 @@ void matmul_with(const MatmulKernel& kernel, const MatmulArgs& args, ThreadPool&
                                   pool.num_threads() * sums_floats * int64_t{sizeof(float)});
   auto* sums = reinterpret_cast<float*>(memory + operand_rows * stride);
 
-  constexpr int64_t kConversionBytes = 64 * 1024;  // per index: worth handing to another thread
-  const int64_t rows_per_index = std::max<int64_t>(1, kConversionBytes / stride);
   if (operand_rows > 0) {
+    constexpr int64_t kConversionBytes = 64 * 1024;  // per index: worth handing to another thread
+    const int64_t rows_per_index = std::max<int64_t>(1, kConversionBytes / stride);
     pool.parallel_for(divide_up(operand_rows, rows_per_index), [&](int64_t index, int) {
       const int64_t end = std::min(operand_rows, (index + 1) * rows_per_index);
       for (int64_t row = index * rows_per_index; row < end; ++row)
@@ -205,10 +219,11 @@ void matmul_with(const MatmulKernel& kernel, const MatmulArgs& args, ThreadPool&
   pool.parallel_for(plan.panel_parts * plan.row_parts, [&](int64_t index, int thread) {
     const int64_t panel_part = index % plan.panel_parts;
     const int64_t row_part = index / plan.panel_parts;
-    const Item item{.row_begin = part_begin(plan.m, plan.row_parts, row_part, kernel.max_rows),
-                    .row_end = part_begin(plan.m, plan.row_parts, row_part + 1, kernel.max_rows),
-                    .panel_begin = part_begin(plan.panels, plan.panel_parts, panel_part, 1),
-                    .panel_end = part_begin(plan.panels, plan.panel_parts, panel_part + 1, 1)};
+    const Item item{
+        .row_begin = part_begin(plan.m, plan.row_parts, row_part, kernel.max_rows),
+        .row_end = part_begin(plan.m, plan.row_parts, row_part + 1, kernel.max_rows),
+        .panel_begin = part_begin(plan.panels, plan.panel_parts, panel_part, plan.panel_unit),
+        .panel_end = part_begin(plan.panels, plan.panel_parts, panel_part + 1, plan.panel_unit)};
     if (kernel.enter) kernel.enter();
     run_item(kernel, args, plan, x, item, sums + thread * sums_floats);
     if (kernel.leave) kernel.leave();

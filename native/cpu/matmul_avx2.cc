@@ -27,6 +27,7 @@ struct Avx2 {
   static constexpr int kOperandBytes = 4;
   // 6 rows · 2 vectors of sums, 2 of weights, 1 of x: 15 of the 16 registers.
   static constexpr int kMaxRows = 6;
+  static constexpr int kReadAheadRows = 7;  // never
   static constexpr int panels_for(int rows) { return 6 / rows; }
 
   static Vec zero() { return _mm256_setzero_ps(); }

@@ -30,6 +30,7 @@ struct Sweep {
   float* sums = nullptr;         // [rows rounded up to row_multiple, sums_stride]
   int64_t sums_stride = 0;       // floats
   bool resume = false;           // continue the chains in sums, else start from zero
+  bool read_ahead = false;  // whole panels, likely not in a cache yet: fetch the next ones early
 };
 
 // y = sums (+ bias), soft-capped, rounded to y's dtype.
@@ -51,6 +52,7 @@ struct MatmulKernel {
   int max_rows;      // rows of one sweep
   int row_multiple;  // rows of x and sums that must exist, as zeros beyond the last
   int k_multiple;    // k that must exist in rows of x, as zeros beyond the last
+  int (*panels_for)(int rows);  // panels a sweep of that many rows takes at a time
   void (*sweep)(const Sweep&);
   void (*finish)(const Finish&);
   // Around the sweeps of one thread: AMX tile configuration. Null: nothing to do.

@@ -8,6 +8,7 @@
 //   kGroupBytes, kSteps       bytes of one group of one panel; multiply-adds it takes
 //   kOperandBytes             bytes of x a step takes
 //   kMaxRows, panels_for(rows)  block sizes whose rows · panels sums fit the register file
+//   kReadAheadRows            blocks of so many rows and more may prefetch the next panels
 //   store_bf16, store_f16     one panel's 16 floats, rounded
 //
 // Included once by each matmul_<isa>.cc, under that file's target pragma and after every other
@@ -23,8 +24,11 @@
 namespace nanoweave {
 namespace {
 
+// One block. `ahead` runs over as many bytes as the block reads: the next block's panels, or its
+// own where there is nothing to fetch. Fetching a block ahead lets memory work under the
+// multiply-adds: the block's own time covers it, whatever the memory's latency.
 template <class Math, int kRows, int kPanels>
-void sweep_block(const Sweep& s, const std::byte* w, float* sums) {
+void sweep_block(const Sweep& s, const std::byte* w, const std::byte* ahead, float* sums) {
   constexpr int kVecs = kPanelWidth / Math::kLanes;
   constexpr int kSums = kPanels * kVecs;
   typename Math::Vec sum[kRows][kSums];
@@ -53,6 +57,13 @@ void sweep_block(const Sweep& s, const std::byte* w, float* sums) {
       x += Math::kOperandBytes;
     }
     w += Math::kGroupBytes;
+    if constexpr (kRows >= Math::kReadAheadRows) {
+      constexpr int kBytes = kPanels * Math::kGroupBytes;
+#pragma GCC unroll 16
+      for (int offset = 0; offset < kBytes; offset += 64)
+        __builtin_prefetch(ahead + offset, 0, 2);  // into the second-level cache
+      ahead += kBytes;
+    }
   }
 
 #pragma GCC unroll 16
@@ -67,7 +78,7 @@ template <class Math, int kRows, int kPanels>
 void sweep_rest(const Sweep& s, const std::byte* w, float* sums, int left) {
   if constexpr (kPanels > 0) {
     if (left == kPanels)
-      sweep_block<Math, kRows, kPanels>(s, w, sums);
+      sweep_block<Math, kRows, kPanels>(s, w, w, sums);
     else
       sweep_rest<Math, kRows, kPanels - 1>(s, w, sums, left);
   }
@@ -83,8 +94,10 @@ void sweep_rows(const Sweep& s) {
   float* sums = s.sums;
   int left = s.panels;
   for (; left >= kPanels; left -= kPanels) {
-    sweep_block<Math, kRows, kPanels>(s, w, sums);
-    w += kPanels * s.panel_stride;
+    const std::byte* next = w + kPanels * s.panel_stride;
+    const bool whole_next = s.read_ahead && left >= 2 * kPanels;
+    sweep_block<Math, kRows, kPanels>(s, w, whole_next ? next : w, sums);
+    w = next;
     sums += kPanels * kPanelWidth;
   }
   sweep_rest<Math, kRows, kPanels - 1>(s, w, sums, left);
@@ -177,6 +190,7 @@ constexpr MatmulKernel make_kernel(const char* name, DType operand) {
           .max_rows = Math::kMaxRows,
           .row_multiple = 1,
           .k_multiple = Math::kOperandBytes * Math::kSteps / dtype_bytes(operand),
+          .panels_for = Math::panels_for,
           .sweep = sweep_rows<Math, Math::kMaxRows>,
           .finish = finish_rows<Math>,
           .enter = nullptr,
