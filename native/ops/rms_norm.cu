@@ -39,9 +39,7 @@ __global__ void __launch_bounds__(RmsNormConfig::kThreads)
       float values[kWidth];
       load_vector<T, kWidth>(x + i, values);
       sum += squares(values);
-      store_vector<float, 1>(shared.row + i, {values[0]});
-#pragma unroll
-      for (int j = 1; j < kWidth; ++j) shared.row[i + j] = values[j];
+      put_floats(shared.row + i, values);
     });
     const float scale = inverse_rms<kThreads>(sum, args.hidden, args.eps, shared.sums[turn]);
     for_own_vectors<kThreads, kWidth>(args.hidden, [&](int i) {
@@ -58,6 +56,8 @@ CudaKernel prepare_cuda_rms_norm(const OpInstance& op, const CudaPlan&) {
   const BufferDesc& y = op.output(0);
   const int32_t which = which_rows(y, op.op.part());
   const auto hidden = static_cast<int32_t>(y.cols());
+  op.require(hidden <= kMaxNormCols, "rows of more than %lld columns on CUDA",
+             static_cast<long long>(kMaxNormCols));
   const auto eps = static_cast<float>(op.number("eps"));
   const auto shape = [=](const CudaLaunch& launch) {
     const int64_t rows = most_rows(launch.bucket, which);

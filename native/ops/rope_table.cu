@@ -30,10 +30,9 @@ struct RopeTableArgs {
 __device__ float dynamic_frequency(const RopeTableArgs& args, int32_t position, int i) {
   const double cols = 2.0 * args.half;
   const double base =
-      args.dynamic_base *
-      pow(args.dynamic_factor * (position + 1.0) / args.dynamic_original -
-              (args.dynamic_factor - 1.0),
-          cols / (cols - 2.0));
+      args.dynamic_base * pow(args.dynamic_factor * (position + 1.0) / args.dynamic_original -
+                                  (args.dynamic_factor - 1.0),
+                              cols / (cols - 2.0));
   return static_cast<float>(pow(base, -2.0 * i / cols));
 }
 

@@ -1,0 +1,362 @@
+// The scheduler of the emulated GPU, its barriers and warp operations.
+#include "cuda/emulation/machine.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <new>
+#include <numeric>
+#include <utility>
+
+#include "cuda/emulation/simt.h"
+
+namespace nanoweave::emulation {
+
+Index3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace {
+
+constexpr uint64_t kDispatchNs = 10;  // what the clock advances whenever a thread runs
+constexpr unsigned kMaxBlocksAtOnce = 3;
+
+Index3 unflatten(unsigned linear, const Index3& extent) {
+  return {linear % extent.x, linear / extent.x % extent.y, linear / extent.x / extent.y};
+}
+
+std::string describe(const Thread& thread) {
+  char text[160];
+  const Block& block = *thread.block;
+  std::snprintf(text, sizeof text, "%s: block (%u,%u,%u) thread (%u,%u,%u)",
+                block.grid->name.c_str(), block.index.x, block.index.y, block.index.z,
+                thread.index.x, thread.index.y, thread.index.z);
+  return text;
+}
+
+std::string describe(const Where& where) {
+  const char* slash = std::strrchr(where.file_name(), '/');
+  return std::string(slash == nullptr ? where.file_name() : slash + 1) + ":" +
+         std::to_string(where.line());
+}
+
+bool same_place(const Where& a, const Where& b) {
+  return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
+void move_to(std::vector<PendingStore>& to, std::vector<PendingStore>& from) {
+  to.insert(to.end(), from.begin(), from.end());
+  from.clear();
+}
+
+}  // namespace
+
+Block::~Block() {
+  if (mapping != nullptr)
+    munmap(mapping, mapping_bytes + static_cast<size_t>(sysconf(_SC_PAGESIZE)));
+}
+
+void Block::map_shared(size_t bytes) {
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t wanted = (bytes + page - 1) / page * page;
+  if (wanted > mapping_bytes) {
+    if (mapping != nullptr) munmap(mapping, mapping_bytes + page);
+    void* memory =
+        mmap(nullptr, wanted + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    mapping = static_cast<std::byte*>(memory);
+    mapping_bytes = wanted;
+    mprotect(mapping + wanted, page, PROT_NONE);
+  }
+  shared = mapping == nullptr ? nullptr : mapping + mapping_bytes - (bytes + 127) / 128 * 128;
+  if (bytes > 0) std::memset(shared, 0xff, (bytes + 127) / 128 * 128);  // NaN, -1
+}
+
+Machine& Machine::instance() {
+  static Machine machine;
+  return machine;
+}
+
+void Machine::seed(uint64_t seed) { random_.seed(seed); }
+
+void Machine::enqueue(Stream* stream, std::unique_ptr<Grid> grid) {
+  grid->unfinished = grid->blocks.count();
+  grid->remaining.resize(grid->unfinished);
+  std::iota(grid->remaining.begin(), grid->remaining.end(), 0u);
+  std::shuffle(grid->remaining.begin(), grid->remaining.end(), random_);
+  if (std::find(streams_.begin(), streams_.end(), stream) == streams_.end())
+    streams_.push_back(stream);
+  stream->grids.push_back(std::move(grid));
+}
+
+void Machine::run() {
+  blocks_finished_ = true;
+  while (failure_.empty()) {
+    start_blocks();
+    if (ready_.empty()) {
+      uint64_t next = UINT64_MAX;
+      for (const Stream* stream : streams_)
+        if (!stream->dead && !stream->grids.empty() && stream->not_before_ns > clock_ns_)
+          next = std::min(next, stream->not_before_ns);
+      if (next == UINT64_MAX) break;
+      clock_ns_ = next;
+      blocks_finished_ = true;
+      continue;
+    }
+    const size_t pick = random_() % ready_.size();
+    Thread* thread = ready_[pick];
+    ready_[pick] = ready_.back();
+    ready_.pop_back();
+    dispatch(*thread);
+  }
+  if (failure_.empty() && !blocks_.empty()) failure_ = describe_stuck();
+  const std::string failure = std::exchange(failure_, {});
+  drop_everything();
+  if (!failure.empty()) throw EmulationFailure(failure);
+}
+
+void Machine::dispatch(Thread& thread) {
+  clock_ns_ += kDispatchNs;
+  running_ = &thread;
+  threadIdx = thread.index;
+  blockIdx = thread.block->index;
+  blockDim = thread.block->grid->threads;
+  gridDim = thread.block->grid->blocks;
+  fibers_.resume(thread.fiber);
+  running_ = nullptr;
+  if (!thread.done) return;
+  fibers_.release(thread.fiber);
+  thread.fiber = nullptr;
+  Block* block = thread.block;
+  if (block->running > 0) return;
+  publish(block->stores);
+  Grid* grid = block->grid;
+  const auto at = std::find_if(blocks_.begin(), blocks_.end(),
+                               [&](const auto& other) { return other.get() == block; });
+  std::swap(*at, blocks_.back());
+  spare_blocks_.push_back(std::move(blocks_.back()));
+  blocks_.pop_back();
+  blocks_finished_ = true;
+  if (--grid->unfinished == 0)
+    for (Stream* stream : streams_)
+      if (!stream->grids.empty() && stream->grids.front().get() == grid) stream->grids.pop_front();
+}
+
+// Starts what may run: all blocks of a cooperative grid, a few of another.
+void Machine::start_blocks() {
+  for (Stream* stream : streams_) {
+    if (!blocks_finished_ && stream->not_before_ns == 0) continue;
+    while (!stream->dead && !stream->grids.empty() && stream->not_before_ns <= clock_ns_) {
+      Grid& grid = *stream->grids.front();
+      if (grid.unfinished == 0) {  // an empty grid
+        stream->grids.pop_front();
+        continue;
+      }
+      const auto running = static_cast<unsigned>(grid.unfinished - grid.remaining.size());
+      unsigned room = grid.cooperative ? grid.unfinished : 1 + random_() % kMaxBlocksAtOnce;
+      for (; room > running && !grid.remaining.empty(); --room) {
+        start_block(grid, grid.remaining.back());
+        grid.remaining.pop_back();
+      }
+      break;
+    }
+  }
+  blocks_finished_ = false;
+}
+
+void Machine::start_block(Grid& grid, unsigned index) {
+  if (spare_blocks_.empty()) spare_blocks_.push_back(std::make_unique<Block>());
+  blocks_.push_back(std::move(spare_blocks_.back()));
+  spare_blocks_.pop_back();
+  Block& block = *blocks_.back();
+  block.grid = &grid;
+  block.index = unflatten(index, grid.blocks);
+  block.map_shared(grid.shared_bytes);
+  block.barriers = {};
+  const unsigned count = grid.threads.count();
+  block.running = count;
+  block.threads.clear();
+  block.threads.resize(count);
+  block.warps.assign((count + 31) / 32, {});
+  for (unsigned i = 0; i < count; ++i) {
+    Thread& thread = block.threads[i];
+    thread.block = &block;
+    thread.warp = &block.warps[i / 32];
+    thread.lane = i % 32;
+    thread.warp->lanes[thread.lane] = &thread;
+    thread.index = unflatten(i, grid.threads);
+    thread.fiber = fibers_.create(thread_main, &thread);
+    ready_.push_back(&thread);
+  }
+}
+
+void Machine::thread_main(void* argument) {
+  Machine& machine = instance();
+  Thread& thread = *static_cast<Thread*>(argument);
+  try {
+    thread.block->grid->body();
+    machine.finish_thread(thread);
+  } catch (const std::exception& error) {
+    machine.failure_ = error.what();
+  }
+  machine.fibers_.finish();
+}
+
+void Machine::finish_thread(Thread& thread) {
+  thread.done = true;
+  --thread.block->running;
+  move_to(thread.block->stores, thread.stores);
+  check_nobody_waits_for(thread);
+}
+
+void Machine::check_nobody_waits_for(const Thread& exiting) {
+  for (const Thread* other : exiting.warp->lanes)
+    if (other != nullptr && other->warp_op != nullptr &&
+        (other->warp_mask >> exiting.lane & 1) != 0)
+      fail("a lane left the kernel while its warp waits for it", other->where);
+  const unsigned all = exiting.block->grid->threads.count();
+  for (const NamedBarrier& barrier : exiting.block->barriers)
+    if (!barrier.waiting.empty() && barrier.expected == all)
+      fail("a thread left the kernel while its block waits at a barrier", barrier.where);
+}
+
+void Machine::fail(const char* what, const Where& where) {
+  throw EmulationFailure(describe(*running_) + ": " + what + " (" + describe(where) + ")");
+}
+
+std::string Machine::describe_stuck() const {
+  std::string text = "all threads wait for each other:";
+  int shown = 0;
+  for (const auto& block : blocks_)
+    for (const Thread& thread : block->threads)
+      if (!thread.done && ++shown <= 4)
+        text += "\n  " + describe(thread) + " in " +
+                (thread.waits_for == nullptr ? "?" : thread.waits_for) + " at " +
+                describe(thread.where);
+  return text;
+}
+
+void Machine::drop_everything() {
+  for (const auto& block : blocks_)
+    for (Thread& thread : block->threads)
+      if (thread.fiber != nullptr) fibers_.release(std::exchange(thread.fiber, nullptr));
+  for (auto& block : blocks_) spare_blocks_.push_back(std::move(block));
+  for (auto& block : spare_blocks_) block->stores.clear();
+  blocks_.clear();
+  ready_.clear();
+  for (Stream* stream : streams_) stream->grids.clear();
+  streams_.clear();
+}
+
+void Machine::yield() {
+  ready_.push_back(running_);
+  fibers_.suspend();
+}
+
+void Machine::block_until(const char* reason, const Where& where) {
+  running_->waits_for = reason;
+  running_->where = where;
+  fibers_.suspend();
+  running_->waits_for = nullptr;
+}
+
+bool Machine::block_barrier(unsigned id, unsigned count, bool wait, bool predicate, bool want_all,
+                            const Where& where) {
+  Thread& self = *running_;
+  Block& block = *self.block;
+  NamedBarrier& barrier = block.barriers[id];
+  const unsigned expected = count == 0 ? block.grid->threads.count() : count;
+  if (expected > block.running) fail("a barrier waits for threads that have left", where);
+  if (barrier.arrived > 0) {
+    if (barrier.expected != expected) fail("threads disagree about a barrier's size", where);
+    if (id == 0 && !same_place(barrier.where, where))
+      fail(("threads of a block are at different barriers, others at " + describe(barrier.where))
+               .c_str(),
+           where);
+  }
+  barrier.expected = expected;
+  barrier.where = where;
+  barrier.all = barrier.arrived == 0 ? predicate : barrier.all && predicate;
+  barrier.any = barrier.arrived == 0 ? predicate : barrier.any || predicate;
+  move_to(block.stores, self.stores);
+  if (++barrier.arrived < expected) {
+    if (!wait) return true;
+    barrier.waiting.push_back(&self);
+    block_until("block barrier", where);
+    return want_all ? barrier.result_all : barrier.result_any;
+  }
+  barrier.result_all = barrier.all;
+  barrier.result_any = barrier.any;
+  for (Thread* thread : barrier.waiting) ready_.push_back(thread);
+  barrier.waiting.clear();
+  barrier.arrived = 0;
+  const bool result = want_all ? barrier.result_all : barrier.result_any;
+  if (random_() % 2 == 0) yield();  // the last to arrive is not always the first to go on
+  return result;
+}
+
+void Machine::publish(std::vector<PendingStore>& stores) {
+  for (const PendingStore& store : stores) std::memcpy(store.to, store.bytes.data(), store.size);
+  stores.clear();
+}
+
+void Machine::thread_fence() {
+  publish(running_->block->stores);
+  publish(running_->stores);
+}
+
+void Machine::remote_store(std::byte* to, const std::byte* bytes, int size) {
+  PendingStore store{.to = to, .bytes = {}, .size = size};
+  std::memcpy(store.bytes.data(), bytes, size);
+  running_->stores.push_back(store);
+}
+
+void* Machine::shared_memory(size_t bytes) {
+  if (bytes > running_->block->grid->shared_bytes)
+    fail("more shared memory is used than the launch asks for", Where::current());
+  return running_->block->shared;
+}
+
+bool Machine::arrive_at_warp(const char* name, uint32_t mask, void* data, const Where& where,
+                             std::array<void*, 32>& arrived) {
+  Thread& self = *running_;
+  if ((mask >> self.lane & 1) == 0) fail("a lane is not in the mask of its warp operation", where);
+  self.warp_op = name;
+  self.warp_mask = mask;
+  self.warp_data = data;
+  self.where = where;
+  bool complete = true;
+  arrived.fill(nullptr);
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if ((mask >> lane & 1) == 0) continue;
+    const Thread* other = self.warp->lanes[lane];
+    if (other == nullptr || other->done) fail("a lane named by a warp operation has left", where);
+    if (other->warp_op == nullptr) {
+      complete = false;
+      continue;
+    }
+    const bool same = other->warp_mask == mask && std::strcmp(other->warp_op, name) == 0 &&
+                      same_place(other->where, where);
+    if (!same && (other->warp_mask >> self.lane & 1) != 0)
+      fail(
+          ("lanes of a warp are at different operations, one at " + describe(other->where)).c_str(),
+          where);
+    complete = complete && same;
+    arrived[lane] = other->warp_data;
+  }
+  if (complete) return true;
+  block_until(name, where);
+  return false;
+}
+
+void Machine::release_warp(uint32_t mask) {
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if ((mask >> lane & 1) == 0) continue;
+    Thread* thread = running_->warp->lanes[lane];
+    thread->warp_op = nullptr;
+    if (thread != running_) ready_.push_back(thread);
+  }
+}
+
+}  // namespace nanoweave::emulation

@@ -1,0 +1,203 @@
+// Machine: the emulated GPU. It runs grids of kernels on the CPU, every thread of a block as a
+// fiber, in a random order drawn from a seed, so that a missing synchronisation shows as a wrong
+// answer for some seed. It refuses what a GPU leaves undefined: a barrier that not all threads
+// reach, or that they reach at different lines; a warp operation whose named lanes are not all
+// there; a wait that nobody will end. Each throws EmulationFailure out of run().
+//
+// What is not emulated: timing, caches, and the reordering of loads. Stores made through
+// ptx::store_remote() stay invisible to other blocks until a release that covers them, so a missing
+// release does show.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <random>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/emulation/fiber.h"
+
+namespace nanoweave::emulation {
+
+using Where = std::source_location;
+
+struct EmulationFailure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Index3 {
+  unsigned x = 1, y = 1, z = 1;
+  unsigned count() const { return x * y * z; }
+};
+
+struct Block;
+struct Warp;
+struct Grid;
+
+// A store that other blocks cannot see yet.
+struct PendingStore {
+  std::byte* to;
+  std::array<std::byte, 16> bytes;
+  int size;
+};
+
+// An asynchronous copy that has been issued and not yet waited for.
+struct PendingCopy {
+  std::byte* to;
+  const std::byte* from;
+  int bytes;       // copied; the rest of 16 is zero
+  unsigned group;  // number of the commit group it belongs to
+};
+
+struct Thread {
+  Block* block = nullptr;
+  Warp* warp = nullptr;
+  unsigned lane = 0;
+  Index3 index;
+  Fiber* fiber = nullptr;
+  bool done = false;
+
+  // What it waits for, for the report of a deadlock; null while runnable.
+  const char* waits_for = nullptr;
+  Where where;
+
+  // Warp operation it has arrived at.
+  const char* warp_op = nullptr;
+  uint32_t warp_mask = 0;
+  void* warp_data = nullptr;
+
+  std::deque<PendingCopy> copies;
+  unsigned copy_group = 0;
+  std::vector<PendingStore> stores;  // since this thread's last block barrier
+};
+
+struct Warp {
+  std::array<Thread*, 32> lanes{};
+};
+
+struct NamedBarrier {
+  std::vector<Thread*> waiting;
+  unsigned arrived = 0;  // waiting, and arrived without waiting
+  unsigned expected = 0;
+  Where where;
+  bool all = true, any = false;
+  bool result_all = true, result_any = false;
+};
+
+struct Block {
+  Grid* grid = nullptr;
+  Index3 index;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::byte* shared = nullptr;  // poisoned; its end is a guard page
+  std::byte* mapping = nullptr;
+  size_t mapping_bytes = 0;  // guard page left out
+  std::array<NamedBarrier, 16> barriers;
+  std::vector<PendingStore> stores;  // before the last block barrier, not yet released
+  unsigned running = 0;              // threads not done
+
+  Block() = default;
+  ~Block();
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+  void map_shared(size_t bytes);
+};
+
+struct Grid {
+  std::string name;
+  Index3 blocks, threads;
+  size_t shared_bytes = 0;
+  bool cooperative = false;         // all blocks run at once
+  std::function<void()> body;       // one thread
+  std::vector<unsigned> remaining;  // linear indices of blocks not started, shuffled
+  unsigned unfinished = 0;
+};
+
+// A stream: grids in order. Streams run side by side.
+struct Stream {
+  std::deque<std::unique_ptr<Grid>> grids;
+  uint64_t not_before_ns = 0;  // a late device: nothing starts earlier
+  bool dead = false;           // a dead device: nothing ever starts
+};
+
+// A range of addresses that stands for the same offsets in several heaps.
+struct Multicast {
+  std::byte* base;
+  size_t bytes;
+  std::vector<std::byte*> heaps;  // in rank order
+};
+
+class Machine {
+ public:
+  static Machine& instance();
+
+  void seed(uint64_t seed);
+  uint64_t random() { return random_(); }
+
+  void enqueue(Stream* stream, std::unique_ptr<Grid> grid);
+  // Runs everything enqueued; throws the first failure, and then nothing is left in any stream.
+  void run();
+
+  uint64_t clock_ns() const { return clock_ns_; }
+  std::vector<Multicast>& multicasts() { return multicasts_; }
+
+  // Called by running threads.
+  Thread& self() { return *running_; }
+  void yield();  // lets others run; the thread stays runnable
+  bool block_barrier(unsigned id, unsigned count, bool wait, bool predicate, bool want_all,
+                     const Where& where);
+  void thread_fence();  // the stores this thread may publish become visible
+  void remote_store(std::byte* to, const std::byte* bytes, int size);
+  void* shared_memory(size_t bytes);
+  [[noreturn]] void fail(const char* what, const Where& where);
+
+  // Arrives with `data` at a warp operation; the last lane of `mask` calls
+  // complete(data of all lanes, null where absent) and releases the others.
+  template <typename Data, typename Complete>
+  void warp_operation(const char* name, uint32_t mask, Data& data, const Complete& complete,
+                      const Where& where) {
+    std::array<void*, 32> arrived;
+    if (arrive_at_warp(name, mask, &data, where, arrived)) {
+      std::array<Data*, 32> lanes;
+      for (int i = 0; i < 32; ++i) lanes[i] = static_cast<Data*>(arrived[i]);
+      complete(lanes);
+      release_warp(mask);
+    }
+  }
+
+ private:
+  void start_blocks();
+  void start_block(Grid& grid, unsigned index);
+  void dispatch(Thread& thread);
+  void finish_thread(Thread& thread);
+  void publish(std::vector<PendingStore>& stores);
+  void block_until(const char* reason, const Where& where);
+  bool arrive_at_warp(const char* name, uint32_t mask, void* data, const Where& where,
+                      std::array<void*, 32>& arrived);
+  void release_warp(uint32_t mask);
+  void check_nobody_waits_for(const Thread& exiting);
+  std::string describe_stuck() const;
+  void drop_everything();
+
+  static void thread_main(void* argument);
+
+  std::mt19937_64 random_{1};
+  FiberPool fibers_;
+  std::vector<Stream*> streams_;
+  std::vector<std::unique_ptr<Block>> blocks_;  // started and not finished
+  std::vector<std::unique_ptr<Block>> spare_blocks_;
+  bool blocks_finished_ = false;  // since start_blocks() last looked
+  std::vector<Thread*> ready_;
+  std::vector<Multicast> multicasts_;
+  Thread* running_ = nullptr;
+  uint64_t clock_ns_ = 0;
+  std::string failure_;
+};
+
+}  // namespace nanoweave::emulation

@@ -1,0 +1,51 @@
+// Launching through the CUDA runtime. Kernels of one stream follow each other by programmatic
+// launch where the device has it (sm_90): a kernel's blocks may be resident before the one in front
+// has ended, and wait in wait_for_previous_kernel().
+#include "cuda/launch.h"
+
+#include <cuda_runtime_api.h>
+
+namespace nanoweave {
+
+namespace {
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // not sticky: the caller hears of it here
+  fail(ErrorCode::kInternal, "%s failed: %s (%s)", what, cudaGetErrorString(status),
+       cudaGetErrorName(status));
+}
+
+}  // namespace
+
+void load_function(const CudaFunction& function) {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, function.function), "loading a kernel");
+  if (function.shared_bytes > 0)
+    check(cudaFuncSetAttribute(function.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(function.shared_bytes)),
+          "reserving a kernel's shared memory");
+}
+
+void launch_function(const void* function, const LaunchShape& shape, CudaStream stream,
+                     void* args) {
+  cudaLaunchAttribute attribute{};
+  if (shape.cooperative) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  } else if (shape.programmatic) {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(shape.blocks_x, shape.blocks_y, shape.blocks_z);
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = shape.cooperative || shape.programmatic ? 1 : 0;
+  void* parameters[] = {args};
+  check(cudaLaunchKernelExC(&config, function, parameters), "launching a kernel");
+}
+
+}  // namespace nanoweave

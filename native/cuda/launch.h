@@ -1,0 +1,52 @@
+// Launching a kernel: one template for the device and for the emulation. Errors of the launch
+// itself throw; what goes wrong on the device shows at the backend's next synchronisation.
+#pragma once
+
+#include "core/error.h"
+#include "cuda/op.h"
+#include "cuda/simt.cuh"
+
+namespace nanoweave {
+
+struct LaunchShape {
+  unsigned blocks_x = 1, blocks_y = 1, blocks_z = 1;
+  unsigned threads = 1;
+  size_t shared_bytes = 0;
+  bool cooperative = false;   // all blocks run at once
+  bool programmatic = false;  // may start before the kernel in front has ended (sm_90)
+};
+
+template <typename Args>
+CudaFunction cuda_function(void (*kernel)(Args), int64_t shared_bytes = 0) {
+  return {.function = reinterpret_cast<const void*>(kernel), .shared_bytes = shared_bytes};
+}
+
+// Makes a function launchable on the current device: loads it, allows its shared memory.
+void load_function(const CudaFunction& function);
+
+#if defined(NANOWEAVE_EMULATION)
+
+template <typename Args>
+void launch(void (*kernel)(Args), const LaunchShape& shape, CudaStream stream, const Args& args) {
+  auto grid = std::make_unique<emulation::Grid>();
+  grid->name = __PRETTY_FUNCTION__;
+  grid->blocks = {shape.blocks_x, shape.blocks_y, shape.blocks_z};
+  grid->threads = {shape.threads, 1, 1};
+  grid->shared_bytes = shape.shared_bytes;
+  grid->cooperative = shape.cooperative;
+  grid->body = [kernel, args] { kernel(args); };
+  emulation::Machine::instance().enqueue(stream, std::move(grid));
+}
+
+#else
+
+void launch_function(const void* function, const LaunchShape& shape, CudaStream stream, void* args);
+
+template <typename Args>
+void launch(void (*kernel)(Args), const LaunchShape& shape, CudaStream stream, const Args& args) {
+  launch_function(reinterpret_cast<const void*>(kernel), shape, stream, const_cast<Args*>(&args));
+}
+
+#endif
+
+}  // namespace nanoweave

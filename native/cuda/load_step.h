@@ -1,0 +1,26 @@
+// What happens on a device before the ops of a step, each a launch of its own outside any graph, in
+// this order: load_step() (every step), update_slots() (when slots change), copy_blocks() (for each
+// KV buffer, when blocks are copied).
+#pragma once
+
+#include "cuda/op.h"
+
+namespace nanoweave {
+
+// Spreads a packed step (device memory, pack_step()) over the rank's DeviceStep. Tokens that stand
+// for a slot become the slot's last token.
+void load_step(CudaStream stream, const int32_t* packed, const DeviceStep& step,
+               const SlotStates& slots, const PackedStep& header);
+
+// Applies slot parameters, then history, then bias, as SlotTable::apply() does.
+void update_slots(CudaStream stream, const int32_t* packed, const SlotStates& slots,
+                  const PackedStep& header);
+
+// Copies blocks of one KV buffer pair by pair, in order.
+void copy_blocks(CudaStream stream, const int32_t* packed, const PackedStep& header, std::byte* kv,
+                 int64_t block_bytes);
+
+// All kernels of this file, for the backend to load.
+std::vector<CudaFunction> load_step_functions();
+
+}  // namespace nanoweave

@@ -1,0 +1,139 @@
+// CudaKernel: one op of a program, prepared for CUDA. It checks the instance once, at load (the
+// host contract of ops/op.h first, then what CUDA adds), and afterwards launches any number of
+// times without looking at device memory, allocating or synchronising: a launch may be captured
+// into a graph.
+//
+// Who launches: the thread of a device, once per op, for all ranks placed there. An op that stays
+// in its rank launches one kernel per local rank; a collective launches one for all of them
+// (grid.y = local ranks, cooperative), so that ranks that wait for each other run at once or the
+// launch fails.
+//
+// What decides a launch: the bucket, the device and the plan of the program, never the step. Sizes,
+// part bounds, tokens and tables are read by the kernels from DeviceStep. Grids cover the bucket;
+// rows beyond the step's are not touched.
+//
+// Workspace: one per lane and device, of the largest size its kernels ask for. Its first
+// kWorkspaceCounterBytes are zero when it is made, and every kernel leaves them zero.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "cuda/comm.h"
+#include "cuda/slots.h"
+#include "cuda/step.h"
+#include "ops/op.h"
+
+#if !defined(NANOWEAVE_EMULATION)
+struct CUstream_st;
+#endif
+
+namespace nanoweave {
+
+#if defined(NANOWEAVE_EMULATION)
+namespace emulation {
+struct Stream;
+}
+using CudaStream = emulation::Stream*;
+#else
+using CudaStream = CUstream_st*;  // cudaStream_t
+#endif
+
+inline constexpr int kMaxOperands = 4;  // inputs, and outputs, of one op
+inline constexpr int64_t kWorkspaceCounterBytes = 256 << 10;
+
+struct CudaDevice {
+  int ordinal = 0;
+  int arch = 0;  // 80, 89, 90, 100: compute capability · 10
+  int sm_count = 0;
+  int64_t max_shared_bytes = 0;  // one block may ask for
+};
+
+// The most a step of this bucket has. A captured graph belongs to one bucket.
+struct CudaBucket {
+  int64_t tokens = 0;
+  int64_t part_tokens = 0;  // of the largest part
+  int64_t rows = 0;
+  int64_t seqs = 0;
+  bool decode_only = false;  // every segment fits the decode list (StepPlanConfig)
+};
+
+// Where a rank's sampling results go: device memory or mapped host memory. Null pointers on all
+// ranks but the first of a group.
+struct SampleResult {
+  int32_t* sampled;     // [maxRows] −1: did not sample
+  float* logprobs;      // [maxRows] NaN: not asked
+  int32_t* top_tokens;  // [maxRows, kMaxTopLogprobs] the first `top` of the row's flags
+  float* top_logprobs;  // [maxRows, kMaxTopLogprobs]
+};
+
+// A rank of this device, fixed from load to close.
+struct CudaRank {
+  int rank = 0;
+  int tp = 1;
+  DeviceStep step{};
+  SlotStates slots{};
+  SampleResult result{};
+
+  int tp_first() const { return rank / tp * tp; }
+  int tp_rank() const { return rank % tp; }
+};
+
+// An op's operands on one rank: row 0 of the whole buffer, whatever part the op works on. Null:
+// optional input absent.
+struct CudaOperands {
+  std::array<std::byte*, kMaxOperands> in{};
+  std::array<std::byte*, kMaxOperands> out{};
+};
+
+struct CudaLaunch {
+  CudaStream stream = nullptr;
+  const CudaDevice& device;
+  std::span<const CudaRank> ranks;         // local to the device
+  std::span<const CudaOperands> operands;  // by local rank
+  CudaBucket bucket;
+  int sm_budget = 0;  // multiprocessors this lane may fill
+  std::byte* workspace = nullptr;
+  int op_index = 0;  // for the fault record
+  // Collectives only.
+  const CommView* comm = nullptr;
+  int comm_slot = 0;        // the lane's
+  int max_local_ranks = 1;  // of the device that holds most, the same on all devices
+};
+
+// A kernel and the most dynamic shared memory it is launched with. The backend loads all of them
+// on every device before the first step: loading one while another spins would deadlock.
+struct CudaFunction {
+  const void* function = nullptr;
+  int64_t shared_bytes = 0;
+};
+
+struct CudaKernel {
+  std::function<void(const CudaLaunch&)> launch;
+  // Bytes of workspace, counters included, on a device and bucket. Null: none.
+  std::function<int64_t(const CudaDevice&, const CudaBucket&)> workspace_bytes;
+  std::vector<CudaFunction> functions;
+};
+
+// What prepare_cuda_op() needs beside the program.
+struct CudaPlan {
+  bool deterministic = false;
+  StepPlanConfig step;
+};
+
+struct CudaOpDef {
+  const char* name;  // of ops/table.cc
+  CudaKernel (*prepare)(const OpInstance& instance, const CudaPlan& plan);
+};
+
+std::span<const CudaOpDef> cuda_op_table();
+
+// Checks the op as prepare_host_op() does, then what CUDA adds. ERR_PROGRAM names the op's label
+// and what this backend does not have.
+CudaKernel prepare_cuda_op(const Program& program, const OpDesc& op, const CudaPlan& plan);
+
+}  // namespace nanoweave

@@ -1,0 +1,41 @@
+// The CUDA op table: the ops of ops/table.cc that run on CUDA.
+#include "cuda/op.h"
+
+namespace nanoweave {
+
+CudaKernel prepare_cuda_embed(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_rope_table(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_rms_norm(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_add_rms_norm(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_split_rope_cache(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_silu_mul(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_gelu_mul(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_gather_rows(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_copy(const OpInstance& op, const CudaPlan& plan);
+
+std::span<const CudaOpDef> cuda_op_table() {
+  static const CudaOpDef table[] = {
+      {"embed", prepare_cuda_embed},
+      {"rope_table", prepare_cuda_rope_table},
+      {"rms_norm", prepare_cuda_rms_norm},
+      {"add_rms_norm", prepare_cuda_add_rms_norm},
+      {"split_rope_cache", prepare_cuda_split_rope_cache},
+      {"silu_mul", prepare_cuda_silu_mul},
+      {"gelu_mul", prepare_cuda_gelu_mul},
+      {"gather_rows", prepare_cuda_gather_rows},
+      {"copy", prepare_cuda_copy},
+  };
+  return table;
+}
+
+CudaKernel prepare_cuda_op(const Program& program, const OpDesc& op, const CudaPlan& plan) {
+  prepare_host_op(program, op);  // refuses what no backend takes
+  const OpInstance instance{.program = program, .op = op};
+  instance.require(program.world <= kMaxRanks, "more than %d ranks on CUDA", kMaxRanks);
+  instance.require(program.parts <= kMaxParts, "more than %d parts on CUDA", kMaxParts);
+  for (const CudaOpDef& def : cuda_op_table())
+    if (op.kind == def.name) return def.prepare(instance, plan);
+  fail(ErrorCode::kProgram, "op %s (%s): not available on CUDA", op.label.c_str(), op.kind.c_str());
+}
+
+}  // namespace nanoweave
