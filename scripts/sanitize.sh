@@ -13,12 +13,13 @@ build=build/sanitize-$sanitizer
 recordings=build/recordings
 jobs=${JOBS:-$(nproc)}
 
-cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DNANOWEAVE_SANITIZE="$sanitizer" >/dev/null
+cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DNANOWEAVE_SANITIZE="$sanitizer" \
+  -DNANOWEAVE_CUDA=OFF >/dev/null
 cmake --build "$build" --target nanoweave_driver --parallel "$jobs"
 
 # A leak, a bad access or the first data race fails the run.
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0:detect_stack_use_after_return=1
-export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
+export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$PWD/scripts/tsan.supp
 
 driver=$build/nanoweave_driver
 "$driver" protocol

@@ -56,12 +56,20 @@ RuntimeObject::~RuntimeObject() {
 }
 
 void RuntimeObject::stop() {
+  stopped_ = true;
   {
     const std::lock_guard lock(live_objects().mutex);
     live_objects().objects.erase(this);
   }
   if (runtime_) runtime_->shutdown();
   if (mailbox_) mailbox_->close();
+}
+
+void RuntimeObject::stop_once_closed() {
+  if (!closed_ || !pending_.empty()) return;
+  if (hooked_) napi_remove_env_cleanup_hook(env_, on_environment_exit, this);
+  hooked_ = false;
+  stop();
 }
 
 void RuntimeObject::on_environment_exit(void* self) {
@@ -126,6 +134,7 @@ void RuntimeObject::settle_here(Napi::Env env, uint32_t id, const std::exception
       pending.deferred.Reject(error.Value());
     }
   }
+  stop_once_closed();
 }
 
 void RuntimeObject::report_progress(Napi::Env env, uint32_t id, int64_t done, int64_t total) {
@@ -217,8 +226,19 @@ Napi::Value RuntimeObject::write(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value RuntimeObject::close(const Napi::CallbackInfo& info) {
-  return begin(info.Env(), [&](uint32_t id) {
-    runtime_->close([this, id](std::exception_ptr failure) { settle(id, std::move(failure), {}); });
+  const Napi::Env env = info.Env();
+  if (stopped_) {
+    const auto deferred = Napi::Promise::Deferred::New(env);
+    deferred.Resolve(env.Undefined());
+    return deferred.Promise();
+  }
+  return begin(env, [&](uint32_t id) {
+    runtime_->close([this, id](std::exception_ptr failure) {
+      settle(id, std::move(failure), [this](Napi::Env env) {
+        closed_ = true;
+        return env.Undefined();
+      });
+    });
   });
 }
 

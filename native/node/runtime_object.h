@@ -48,7 +48,8 @@ class RuntimeObject : public Napi::ObjectWrap<RuntimeObject> {
                    const MakeValue& make_value);
   void report_progress(Napi::Env env, uint32_t id, int64_t done, int64_t total);
 
-  void stop();  // joins the runtime's threads, closes the mailbox
+  void stop();              // joins the runtime's threads, closes the mailbox
+  void stop_once_closed();  // the same after close(), when no promise is pending
   static void on_environment_exit(void* self);
   static void on_process_exit();
 
@@ -56,6 +57,8 @@ class RuntimeObject : public Napi::ObjectWrap<RuntimeObject> {
   std::unordered_map<uint32_t, Pending> pending_;
   uint32_t next_id_ = 0;
   bool hooked_ = false;
+  bool closed_ = false;   // close() has settled
+  bool stopped_ = false;  // nothing native is left
   std::unique_ptr<Mailbox> mailbox_;
   std::unique_ptr<Runtime> runtime_;  // last: its threads post to the mailbox
 };

@@ -173,6 +173,8 @@ void run_program(const LoadedProgram& loaded, const Step& step, HostRank& rank,
                   .in = all.first(op.num_inputs),
                   .out = all.subspan(op.num_inputs)});
   }
+  // An op that slept may have been cut short by the abort.
+  if (rank.comm->aborted()) rank.comm->throw_aborted(rank.rank, "", step.id);
 }
 
 }  // namespace nanoweave

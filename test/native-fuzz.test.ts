@@ -1,0 +1,254 @@
+/**
+ * Damaged programs and steps through the addon: thousands of seeded mutations of a real model's
+ * program and of its steps are refused with ERR_PROGRAM or ERR_STEP, or run. Sanitizer builds do the
+ * same natively (scripts/sanitize.sh).
+ */
+
+import { fileURLToPath } from 'node:url'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { ROW_FLAG, STEP_SECTION } from '../lib/engine/step.ts'
+import { EngineError } from '../lib/errors.ts'
+import { compileModel, loadModel } from '../lib/models/index.ts'
+import type { CompiledModel } from '../lib/models/types.ts'
+import type { NativeRuntime } from '../lib/native/binding.ts'
+import { toEngineError } from '../lib/native/load.ts'
+import type { Program, ProgramOp } from '../lib/program/types.ts'
+import { encodeStep, wordsOf } from './support/native.ts'
+import { createRandom, type Random } from './support/random.ts'
+import {
+  openRuntime,
+  rejection,
+  sumOp,
+  tokensStep,
+  twoBufferProgram,
+} from './support/runtime-programs.ts'
+
+const LIMITS = {
+  maxTokens: 32,
+  maxRows: 8,
+  maxSeqs: 4,
+  numBlocks: 8,
+  blockSize: 16,
+  maxBlocksPerSeq: 4,
+  numSlots: 4,
+}
+
+const INTERESTING = [-1, 0, 1, 2, 3, 4, 15, 16, 17, 64, 127, 128, 4096, 2 ** 31 - 1, -(2 ** 31)]
+
+function pickNumber(random: Random): number {
+  return random.int(0, 1) === 0
+    ? INTERESTING[random.int(0, INTERESTING.length - 1)]!
+    : random.int(-20, 600)
+}
+
+function mutateWords(words: Int32Array, random: Random): Int32Array {
+  const copy = random.int(0, 7) === 0 ? words.slice(0, random.int(0, words.length)) : words.slice()
+  for (let count = random.int(1, 3); count > 0 && copy.length > 0; count--) {
+    copy[random.int(0, copy.length - 1)] = pickNumber(random)
+  }
+  return copy
+}
+
+/** Replaces one to three numbers of the JSON text, now and then damages a byte. */
+function mutateText(text: string, random: Random): string {
+  let copy = text
+  for (let count = random.int(1, 3); count > 0; count--) {
+    const at = random.int(0, copy.length - 1)
+    if (random.int(0, 9) === 0) {
+      copy = copy.slice(0, at) + String.fromCharCode(random.int(0, 255)) + copy.slice(at + 1)
+      continue
+    }
+    const digits = /\d+/.exec(copy.slice(at))
+    if (digits === null) continue
+    const begin = at + digits.index
+    copy = copy.slice(0, begin) + String(pickNumber(random)) + copy.slice(begin + digits[0].length)
+  }
+  return copy
+}
+
+/** 21 tokens of two sequences that sample with penalties, a bias and log-probabilities. */
+function validStep(): Int32Array {
+  const range = (length: number) => Array.from({ length }, (_, index) => index)
+  const flags = ROW_FLAG.sample | ROW_FLAG.logprob | ROW_FLAG.logits | (4 << 8)
+  const params = (slot: number) => [
+    slot,
+    ...[7, 0],
+    ...wordsOf(0.7),
+    5,
+    ...wordsOf(0.9, 0.01, 1.1, 0.2, 0.1),
+    ...[0, 0],
+  ]
+  return encodeStep(
+    new Map<number, readonly number[]>([
+      [STEP_SECTION.partBounds, [0, 11, 21]],
+      [STEP_SECTION.tokens, range(21)],
+      [STEP_SECTION.positions, [...range(13), ...range(8)]],
+      [STEP_SECTION.kvSlots, [...range(13), ...range(8).map((i) => 32 + i)]],
+      [STEP_SECTION.seqStarts, [0, 13, 21]],
+      [STEP_SECTION.seqLens, [13, 8]],
+      [STEP_SECTION.blockTables, [0, 1, 2, -1]],
+      [STEP_SECTION.rows, [12, 0, -1, flags, 20, 1, 5, flags]],
+      [STEP_SECTION.slotParams, [...params(0), ...params(1)]],
+      [STEP_SECTION.slotHistory, [0, 3, 1, 2, 3]],
+      [STEP_SECTION.slotBias, [1, 1, 4, ...wordsOf(-2)]],
+      [STEP_SECTION.blockCopies, [2, 5]],
+    ]),
+  )
+}
+
+describe('a real program', () => {
+  let runtime: NativeRuntime
+  let compiled: CompiledModel
+  let program: number
+  const step = validStep()
+
+  beforeAll(async () => {
+    const folder = fileURLToPath(new URL('fixtures/golden/qwen3-qknorm', import.meta.url))
+    compiled = compileModel(loadModel(folder), {
+      tensorParallel: 2,
+      parts: 2,
+      precision: 'f32',
+      limits: LIMITS,
+    })
+    runtime = openRuntime(2, { heapBytes: compiled.program.arenaBytes })
+    await runtime.loadWeights(JSON.stringify(compiled.manifest))
+    program = await runtime.loadProgram(JSON.stringify(compiled.program))
+  })
+  afterAll(() => runtime.close())
+
+  const outcome = async (promise: Promise<unknown>): Promise<string> => {
+    try {
+      await promise
+      return 'ran'
+    } catch (error) {
+      const { code, message } = toEngineError(error)
+      return code === 'ERR_PROGRAM' || code === 'ERR_STEP' ? code : `${code}: ${message}`
+    }
+  }
+
+  test('the step it starts from runs', async () => {
+    expect(await outcome(runtime.submit(program, step))).toBe('ran')
+  })
+
+  test('4,000 damaged steps', async () => {
+    const random = createRandom(11)
+    const outcomes = new Map<string, number>()
+    for (let i = 0; i < 4000; i++) {
+      const got = await outcome(runtime.submit(program, mutateWords(step, random)))
+      outcomes.set(got, (outcomes.get(got) ?? 0) + 1)
+    }
+    expect([...outcomes.keys()].sort()).toEqual(['ERR_STEP', 'ran'])
+  })
+
+  test('1,500 damaged programs, those that load also run', async () => {
+    const random = createRandom(12)
+    const text = JSON.stringify(compiled.program)
+    const outcomes = new Map<string, number>()
+    for (let i = 0; i < 1500; i++) {
+      const got = await outcome(
+        runtime.loadProgram(mutateText(text, random)).then((id) => runtime.submit(id, step)),
+      )
+      outcomes.set(got, (outcomes.get(got) ?? 0) + 1)
+    }
+    // Whether a mutant's limits refuse the step is chance.
+    const codes = [...outcomes.keys()].filter((code) => code !== 'ERR_STEP')
+    expect(codes.sort()).toEqual(['ERR_PROGRAM', 'ran'])
+  })
+})
+
+describe('hostile programs', () => {
+  const withOp = (changes: Partial<ProgramOp>) =>
+    twoBufferProgram(1, [{ ...sumOp(), ...changes } as ProgramOp])
+  const copy = (label: string, lane: ProgramOp['lane'], waits: number[] = []): ProgramOp => ({
+    ...sumOp(label),
+    kind: 'copy',
+    lane,
+    waits,
+  })
+  const withBuffer = (changes: object) => {
+    const base = twoBufferProgram(1, [sumOp()])
+    return { ...base, buffers: [base.buffers[0], { ...base.buffers[1], ...changes }] }
+  }
+
+  test.each<[string, unknown]>([
+    ['not JSON', undefined],
+    ['no object', [1, 2]],
+    ['another version', { ...twoBufferProgram(1, []), version: 2 }],
+    ['another world', twoBufferProgram(2, [])],
+    ['five parts', { ...twoBufferProgram(1, []), parts: 5 }],
+    ['an arena larger than the heap', { ...twoBufferProgram(1, []), arenaBytes: 2 ** 40 }],
+    ['an unknown op', withOp({ kind: 'rm_rf' })],
+    ['an unknown lane', withOp({ lane: 'fast' as ProgramOp['lane'] })],
+    ['an unknown attribute', withOp({ attrs: { speed: 9 } })],
+    ['a missing input', withOp({ inputs: [] })],
+    ['a null input', withOp({ inputs: [null] })],
+    ['a buffer that is not there', withOp({ inputs: [{ buffer: 2 }] })],
+    ['a negative buffer', withOp({ inputs: [{ buffer: -1 }] })],
+    ['a part that is not there', withOp({ inputs: [{ buffer: 0, part: 1 }] })],
+    ['a wait for itself', withOp({ waits: [0] })],
+    ['a buffer outside the arena', withBuffer({ offset: 1 << 20 })],
+    ['an unaligned buffer', withBuffer({ offset: 520 })],
+    ['operands that share bytes', withBuffer({ offset: 64 })],
+    ['a buffer of 2^60 bytes', withBuffer({ shape: ['T', 2 ** 30, 2 ** 30] })],
+    ['an empty dimension', withBuffer({ shape: ['T', 0] })],
+    ['a symbol in second place', withBuffer({ shape: [8, 'T'] })],
+    ['a dtype from nowhere', withBuffer({ dtype: 'f64' })],
+    ['a weight that was not loaded', withBuffer({ space: 'weight', shape: [4, 4] })],
+    ['two ops of one label', twoBufferProgram(1, [sumOp(), sumOp()])],
+    ['a hazard between lanes', twoBufferProgram(1, [copy('a', 'compute'), copy('b', 'memory')])],
+    ['arrays 100,000 deep', undefined],
+  ])('%s: ERR_PROGRAM', async (name, program) => {
+    const runtime = openRuntime(1)
+    const text =
+      program !== undefined
+        ? JSON.stringify(program)
+        : name.startsWith('arrays')
+          ? '['.repeat(100_000)
+          : '{"version": 1,'
+    expect((await rejection(runtime.loadProgram(text))).code).toBe('ERR_PROGRAM')
+    await runtime.close()
+  })
+
+  test('the same ops load once the second waits for the first', async () => {
+    const runtime = openRuntime(1)
+    const program: Program = twoBufferProgram(1, [copy('a', 'compute'), copy('b', 'memory', [0])])
+    expect(await runtime.loadProgram(JSON.stringify(program))).toBe(0)
+    await runtime.close()
+  })
+})
+
+describe('hostile steps', () => {
+  const edit = (change: (words: Int32Array) => void) => {
+    const words = tokensStep(4)
+    change(words)
+    return words
+  }
+  // Header 5 words, table 3 × 4, then bounds [0, 4], tokens, positions.
+  test.each<[string, Int32Array]>([
+    ['empty', new Int32Array(0)],
+    ['cut header', tokensStep(4).slice(0, 4)],
+    ['another version', edit((w) => w.fill(9, 0, 1))],
+    ['unknown flags', edit((w) => w.fill(1, 2, 3))],
+    ['-1 sections', edit((w) => w.fill(-1, 4, 5))],
+    ['2^31 - 1 sections', edit((w) => w.fill(2 ** 31 - 1, 4, 5))],
+    ['an unknown section', edit((w) => w.fill(99, 5, 6))],
+    ['a group that is not there', edit((w) => w.fill(1, 6, 7))],
+    ['a section before the table', edit((w) => w.fill(0, 7, 8))],
+    ['a section past the end', edit((w) => w.fill(1000, 7, 8))],
+    ['a length that overflows', edit((w) => w.fill(2 ** 31 - 1, 8, 9))],
+    ['a section twice', edit((w) => w.fill(1, 9, 10))],
+    ['bounds that descend', edit((w) => w.fill(5, 17, 18))],
+    ['a token beyond the vocabulary', edit((w) => w.fill(100, 19, 20))],
+    ['a slot that is not there', edit((w) => w.fill(-5, 19, 20))],
+    ['a negative position', edit((w) => w.fill(-1, 23, 24))],
+    ['too many tokens', tokensStep(17)],
+  ])('%s: ERR_STEP', async (_, words) => {
+    const runtime = openRuntime(1)
+    const program = await runtime.loadProgram(JSON.stringify(twoBufferProgram(1, [sumOp()])))
+    const error = await rejection(runtime.submit(program, words))
+    expect(error).toBeInstanceOf(EngineError)
+    expect(error.code).toBe('ERR_STEP')
+    expect((await runtime.submit(program, tokensStep(4)))[0]).toBe(1) // still works
+    await runtime.close()
+  })
+})
