@@ -48,6 +48,9 @@ async function answer(side: Side, request: SideRequest): Promise<SideReplies[Sid
   }
 }
 
+// A parent that is gone, however it went, takes its sides along.
+process.on('disconnect', () => process.exit())
+
 const side = await makeSide(process.argv[2])
 process.on('message', async (request: SideRequest) => {
   let message: SideMessage

@@ -22,7 +22,7 @@ import { DisturbanceMeter } from '../disturbance.ts'
 import { ensureGguf } from '../gguf.ts'
 import { findPeer, installPeerCommand } from '../sides/peer.ts'
 import { SideProcess } from '../sides/process.ts'
-import type { LoadRequest, MemoryReply, RunReply } from '../sides/protocol.ts'
+import type { LoadRequest, MemoryReply } from '../sides/protocol.ts'
 import { alternate, quantile, summarize } from '../stats.ts'
 import type { BenchContext, BenchRow, BenchSuite, Measured, SuiteResult } from '../suite.ts'
 import { decodeMsPerToken, prefillMs } from '../timeline.ts'
@@ -85,33 +85,38 @@ function decodeWork(shape: LlamaShape, { sequences, promptTokens, newTokens }: C
 interface RoundSample {
   readonly prefillUs: number
   readonly decodeUs: number
-  readonly decoded: RunReply
+  readonly tokens: readonly (readonly number[])[]
 }
 
-async function measureRound(side: SideProcess, one: Case, vocab: number): Promise<RoundSample> {
+/** The prompts of a case once for their first tokens, and once more for whole outputs. */
+async function measureRound(
+  side: SideProcess,
+  meter: DisturbanceMeter,
+  one: Case,
+  vocab: number,
+): Promise<RoundSample> {
   const prompts = Array.from({ length: one.sequences }, (_, sequence) =>
     randomTokens(one.promptTokens, vocab, 100 + sequence),
   )
-  const first = await side.ask({ kind: 'run', prompts, newTokens: 1 })
-  const decoded = await side.ask({ kind: 'run', prompts, newTokens: one.newTokens })
-  for (const tokens of decoded.tokens) {
-    if (tokens.length !== one.newTokens) {
-      throw new EngineError(
-        'ERR_INTERNAL',
-        `${side.name} generated ${tokens.length} of ${one.newTokens} tokens`,
-      )
+  const run = (newTokens: number) =>
+    meter.watch(() => side.ask({ kind: 'run', prompts, newTokens }))
+  const first = await run(1)
+  const { tokens, timesMs } = await run(one.newTokens)
+  for (const { length } of tokens) {
+    if (length !== one.newTokens) {
+      throw new EngineError('ERR_INTERNAL', `${side.name}: ${length} of ${one.newTokens} tokens`)
     }
   }
   return {
     prefillUs: prefillMs(first.timesMs) * 1000,
-    decodeUs: decodeMsPerToken(decoded.timesMs) * 1000,
-    decoded,
+    decodeUs: decodeMsPerToken(timesMs) * 1000,
+    tokens,
   }
 }
 
 /** Rounds in which a lone greedy sequence came out different from the first round. */
 function countUnsteady(samples: readonly RoundSample[]): number {
-  const texts = samples.map((sample) => JSON.stringify(sample.decoded.tokens))
+  const texts = samples.map((sample) => JSON.stringify(sample.tokens))
   return texts.filter((text) => text !== texts[0]).length
 }
 
@@ -129,12 +134,14 @@ async function measureCase(
   verified: LogitsComparison | undefined,
 ): Promise<BenchRow[]> {
   const both = sides.theirs === undefined ? [sides.ours] : [sides.ours, sides.theirs]
-  // One round that is not counted: caches, page tables, clocks.
-  for (const side of both)
-    await measureRound(side, { ...one, newTokens: 2 + one.sequences }, shape.vocab)
+  // One run that is not counted: caches, page tables, clocks.
+  const warmUp = Array.from({ length: one.sequences }, (_, i) =>
+    randomTokens(one.promptTokens, shape.vocab, 50 + i),
+  )
+  for (const side of both) await side.ask({ kind: 'run', prompts: warmUp, newTokens: 2 })
   const samples = await alternate(
     context.rounds,
-    both.map((side) => () => meter.watch(() => measureRound(side, one, shape.vocab))),
+    both.map((side) => () => measureRound(side, meter, one, shape.vocab)),
   )
   const measured = (index: number, pick: (sample: RoundSample) => number): Measured => ({
     name: both[index]!.name,

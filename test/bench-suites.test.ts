@@ -1,0 +1,125 @@
+/**
+ * Every suite at small sizes: the programs load and run, and the results that the suite itself
+ * checks are right. Times are not looked at.
+ */
+
+import { execFile } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { promisify } from 'node:util'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { type BenchContext, findSuite, runSuite } from '../lib/bench/index.ts'
+import type { BenchReport } from '../lib/bench/suite.ts'
+
+let scratch: string
+beforeAll(() => {
+  scratch = mkdtempSync(path.join(os.tmpdir(), 'bench-suites-'))
+})
+afterAll(() => rmSync(scratch, { recursive: true, force: true }))
+
+function runSmall(
+  name: string,
+  sizes: readonly (readonly number[])[],
+  options: Partial<BenchContext> = {},
+): Promise<BenchReport> {
+  const context: BenchContext = {
+    ranks: 1,
+    threads: 2,
+    device: 'cpu',
+    dtype: 'bf16',
+    sizes,
+    rounds: 1,
+    cacheDirectory: scratch,
+    quiet: undefined,
+    settings: new Map(),
+    signal: new AbortController().signal,
+    log: () => {},
+    ...options,
+  }
+  return runSuite(findSuite(name), context, path.join(scratch, 'none.json'))
+}
+
+describe.each(['f32', 'bf16'] as const)('suites at %s', (dtype) => {
+  it.each([
+    ['copy', [[3, 40]], 1],
+    [
+      'rms-norm',
+      [
+        [1, 64],
+        [5, 48],
+      ],
+      1,
+    ],
+    ['rms-norm', [[5, 48]], 2],
+    [
+      'matmul',
+      [
+        [1, 33, 40],
+        [7, 48, 64],
+      ],
+      1,
+    ],
+    ['attention-prefill', [[17], [40]], 1],
+    [
+      'attention-decode',
+      [
+        [1, 33],
+        [3, 16],
+      ],
+      1,
+    ],
+    [
+      'all-reduce',
+      [
+        [1, 64],
+        [19, 32],
+      ],
+      2,
+    ],
+    [
+      'all-reduce-rms-norm',
+      [
+        [1, 64],
+        [37, 32],
+      ],
+      2,
+    ],
+  ] as const)('%s %j on %i ranks is right', async (name, sizes, ranks) => {
+    const report = await runSmall(name, sizes, { dtype, ranks })
+    expect(report.rows.length).toBeGreaterThanOrEqual(sizes.length)
+    for (const row of report.rows) {
+      expect(row).toMatchObject({ wrong: 0, ranks, dtype })
+      expect(row.checked).toBeGreaterThan(0)
+      expect(row.ours.medianUs).toBeGreaterThan(0)
+    }
+  })
+})
+
+it('ends when its signal is aborted', async () => {
+  await expect(runSmall('copy', [[3, 40]], { signal: AbortSignal.abort() })).rejects.toMatchObject({
+    name: 'AbortError',
+  })
+})
+
+it('bench engine runs alone when node-llama-cpp is not installed', async () => {
+  const json = path.join(scratch, 'engine.json')
+  const html = path.join(scratch, 'engine.html')
+  const { stdout } = await promisify(execFile)(process.execPath, [
+    ...['--import', 'tsx', 'lib/cli/main.ts', 'bench', 'engine', '--set', 'model=tiny'],
+    ...['--sizes', '1x24x6,3x9x12', '--rounds', '2', '--cache', scratch],
+    ...['--json', json, '--html', html],
+  ])
+  expect(stdout).toContain('npm install')
+  expect(readFileSync(html, 'utf8')).toContain('<svg')
+  const report: BenchReport = JSON.parse(readFileSync(json, 'utf8'))
+  expect(report.rows.map((row) => `${row.op} ${row.shape}`)).toEqual([
+    'prefill 1×24',
+    'decode 1×24+6',
+    'prefill 3×9',
+    'decode 3×9+12',
+  ])
+  for (const row of report.rows) expect(row).toMatchObject({ wrong: 0 })
+  const { memory } = report.details.nanoweave as { memory: { peakRssBytes: number } }
+  expect(memory.peakRssBytes).toBeGreaterThan(0)
+})
