@@ -323,7 +323,7 @@ describe('how an output ends', () => {
     await turns(3)
     runtime.release(10)
     await engine.close()
-    expect((await codes).filter((code) => code === 'ERR_QUEUE_FULL')).toHaveLength(3)
+    expect((await codes).filter((code) => code === 'ERR_QUEUE_FULL')).toHaveLength(2)
   })
 })
 
@@ -440,6 +440,20 @@ describe('cancellation', () => {
     runtime.release(10)
     await turns(4)
     expect(engine.stats().kvBlocks.used).toBe(0)
+  })
+
+  it('leaves no timer behind', async () => {
+    const { engine } = await open()
+    const timers = () =>
+      process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length
+    const before = timers()
+    const { signal } = new AbortController()
+    await engine.complete({ tokens: [11], maxTokens: 3, deadlineMs: 60_000, signal })
+    await engine.score([11, 12], { deadlineMs: 60_000 })
+    await codeOf(engine.complete({ tokens: [], deadlineMs: 60_000 }))
+    await collect(engine.generate({ tokens: [11], maxTokens: 3, deadlineMs: 60_000 }))
+    await engine.close({ drainMs: 60_000 })
+    expect(timers()).toBe(before)
   })
 
   it('leaves no listener on the signal', async () => {

@@ -197,7 +197,7 @@ describe('Scheduler', () => {
   })
 
   it('refuses what can never run, at once', () => {
-    const driver = new Driver({ numBlocks: 8, maxWaiting: 2 })
+    const driver = new Driver({ numBlocks: 8, maxNumSeqs: 1, maxWaiting: 1 })
     expect(code(() => driver.add(200, 57))).toBe('ERR_CONTEXT_LENGTH')
     expect(code(() => driver.add(20, 14))).toBe('ERR_KV_EXHAUSTED')
     expect(code(() => driver.add(20, 13))).toBe('none')
@@ -244,6 +244,32 @@ describe('Scheduler', () => {
     const next = driver.add([...output, 99], 1)
     driver.drain()
     expect(next.numCachedTokens).toBe(8)
+  })
+
+  it('never reuses a token that was dropped by a cancel', () => {
+    const driver = new Driver()
+    const sequence = driver.add(7, 50)
+    driver.plan()
+    // Computes position 7, the end of a block, from a token nobody will ever see.
+    driver.plan()
+    driver.scheduler.end(sequence, 'cancelled')
+    driver.settle()
+    driver.settle()
+    expect(driver.scheduler.blocks.numCached).toBe(1)
+    expect(driver.scheduler.stats().droppedTokens).toBe(2)
+  })
+
+  it('finds what it computed before a preemption, and lets others find it', () => {
+    const driver = new Driver({ numBlocks: 8, policy: eager })
+    const sequences = [driver.add(8, 20), driver.add(8, 20)]
+    driver.drain()
+    const [, preempted] = sequences
+    expect(preempted.numPreemptions).toBeGreaterThan(0)
+    const reasons = preempted.decisions.map((decision) => decision.reason)
+    expect(reasons.slice(reasons.indexOf('resumed')).slice(0, 2)).toEqual(['resumed', 'prefix_hit'])
+    const again = driver.add([...preempted.tokens.subarray(0, 20), 5], 1)
+    driver.drain()
+    expect(again.numCachedTokens).toBe(20)
   })
 
   it('bounds the rows of scored prompts', () => {
@@ -443,6 +469,7 @@ function runTrace(seed: number, steps: number): Driver {
   while (driver.inFlight.length > 0) finish(driver.settle(stops))
   checkPool(trace)
   expect(driver.scheduler.blocks.numUsed).toBe(0)
+  expect(driver.scheduler.numFreeSlots).toBe(driver.scheduler.config.numSlots)
   expect(trace.ended.size).toBe(trace.all.size)
   for (const sequence of trace.all) {
     expect(sequence.state).toBe('ended')

@@ -23,7 +23,7 @@ export class RequestControl {
   constructor(options: ControlOptions, onStop: (error: EngineError) => void) {
     this.#onStop = onStop
     const { signal, deadlineMs } = options
-    if (signal !== undefined && !(signal instanceof AbortSignal))
+    if (signal !== undefined && typeof signal?.addEventListener !== 'function')
       throw new EngineError('ERR_USAGE', 'signal must be an AbortSignal')
     if (
       deadlineMs !== undefined &&

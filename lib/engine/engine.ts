@@ -138,6 +138,8 @@ export class Engine implements AsyncDisposable {
     }
     const start = async () => {
       const arrivalMs = performance.now()
+      if (typeof request !== 'object' || request === null)
+        throw new EngineError('ERR_USAGE', 'a request must be an object')
       this.#requireOpen()
       control = new RequestControl(request, (error) => {
         stream.fail(error)

@@ -131,10 +131,16 @@ export class StepLoop {
     } catch (error) {
       result = Promise.reject(error)
     }
-    result.then(
-      (words) => this.#onResult(plan, words),
-      (error) => this.#onFault(plan, toError(error)),
-    )
+    result
+      .then(
+        (words) => this.#onResult(plan, words),
+        (error) => this.#onFault(plan, toError(error)),
+      )
+      .catch((error) => {
+        // Only a bug gets here; nobody must wait for ever because of it.
+        this.#fail(asEngineError(error))
+        this.#notify()
+      })
   }
 
   #collectUpdates(plan: StepPlan): void {

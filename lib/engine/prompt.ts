@@ -24,8 +24,6 @@ export async function promptTokens(
   request: GenerateRequest,
   context: PromptContext,
 ): Promise<readonly number[]> {
-  if (typeof request !== 'object' || request === null)
-    throw new EngineError('ERR_USAGE', 'a request must be an object')
   const forms = [request.prompt, request.messages, request.tokens]
   if (forms.filter((form) => form !== undefined).length !== 1)
     throw new EngineError('ERR_USAGE', 'give exactly one of prompt, messages and tokens')

@@ -114,6 +114,10 @@ export class Scheduler {
     return this.#numRunning + this.#waiting.length + this.#preempted.length + this.#departing.length
   }
 
+  get numFreeSlots(): number {
+    return this.#freeSlots.length
+  }
+
   stats(): SchedulerStats {
     return {
       running: this.#numRunning,
@@ -137,7 +141,7 @@ export class Scheduler {
    * ERR_QUEUE_FULL when too many wait.
    */
   add(sequence: Sequence): void {
-    const { maxModelLen, numBlocks, blockSize, maxWaiting } = this.config
+    const { maxModelLen, maxNumSeqs, numBlocks, blockSize, maxWaiting } = this.config
     if (sequence.maxLen > maxModelLen)
       throw new EngineError(
         'ERR_CONTEXT_LENGTH',
@@ -149,10 +153,12 @@ export class Scheduler {
         'ERR_KV_EXHAUSTED',
         `${sequence.maxLen} tokens need ${needed} KV blocks and there are ${numBlocks}; lower maxTokens or raise kvCacheBytes`,
       )
-    if (this.#waiting.length >= maxWaiting)
+    // What could run at once does not count as waiting, though no step has admitted it yet.
+    const ahead = this.#numRunning + this.#preempted.length + this.#waiting.length
+    if (ahead >= maxNumSeqs + maxWaiting)
       throw new EngineError(
         'ERR_QUEUE_FULL',
-        `${this.#waiting.length} requests wait already; try again later or raise maxWaiting`,
+        `${maxNumSeqs} requests run and ${maxWaiting} wait already; try again later or raise maxWaiting`,
       )
     sequence.state = 'waiting'
     recordDecision(sequence, 'queued', this.#nextStep)
@@ -535,7 +541,6 @@ export class Scheduler {
 
   #requeue(sequence: Sequence): void {
     this.#releaseBlocks(sequence)
-    sequence.numTokens = sequence.numConfirmed
     sequence.numComputed = 0
     sequence.numSettled = 0
     sequence.state = 'preempted'
