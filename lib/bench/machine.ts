@@ -81,7 +81,7 @@ export function describeMachine(): Machine {
     cores: os.availableParallelism(),
     clocksMhz: readClocks(),
     memoryBytes: os.totalmem(),
-    os: `${os.type()} ${os.release()} ${os.arch()}`,
+    os: `${os.type()} ${os.arch()}`,
     node: process.version,
     nanoweave: String(manifest.version),
     commit: readCommit(root),

@@ -2,7 +2,7 @@
 
 import { DisturbanceMeter } from './disturbance.ts'
 import type { OpRuntime } from './one-op.ts'
-import { alternate, quantile, summarize } from './stats.ts'
+import { alternate, summarize } from './stats.ts'
 import type { BenchContext, Measured } from './suite.ts'
 
 export interface TimedProgram {
@@ -51,8 +51,6 @@ export class OpMeter {
   }
 
   note(): string {
-    const { shares, discarded } = this.#meter
-    const percent = (share: number) => `${(share * 100).toFixed(1)}%`
-    return `other processes used ${percent(quantile(shares, 0.5))} of the machine in the median measurement, ${percent(Math.max(...shares))} at most; ${discarded} measurements were repeated for that`
+    return this.#meter.describe()
   }
 }

@@ -31,7 +31,8 @@ class NanoweaveSide implements Side {
       prefixCache: false,
     }
     this.#engine = await Engine.load(request.model, options)
-    return { loadMs: performance.now() - start, about: { ...this.#engine.info } }
+    const { folder: _, ...about } = this.#engine.info
+    return { loadMs: performance.now() - start, about }
   }
 
   async run(request: RunRequest): Promise<RunReply> {

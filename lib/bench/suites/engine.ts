@@ -23,7 +23,7 @@ import { ensureGguf } from '../gguf.ts'
 import { findPeer, installPeerCommand } from '../sides/peer.ts'
 import { SideProcess } from '../sides/process.ts'
 import type { LoadRequest, MemoryReply } from '../sides/protocol.ts'
-import { alternate, quantile, summarize } from '../stats.ts'
+import { alternate, summarize } from '../stats.ts'
 import type { BenchContext, BenchRow, BenchSuite, Measured, SuiteResult } from '../suite.ts'
 import { decodeMsPerToken, prefillMs } from '../timeline.ts'
 
@@ -269,7 +269,7 @@ async function runEngineBench(context: BenchContext): Promise<SuiteResult> {
         : memoryDetails(shape, kvBytes, await theirs.ask({ kind: 'memory' }))
     const notes = [
       'prefill: sequences × prompt tokens until every sequence has its first token. decode: one step of all sequences, at the given prompt + output lengths.',
-      `other processes used ${(quantile(meter.shares, 0.5) * 100).toFixed(1)}% of the machine in the median measurement, ${(Math.max(...meter.shares) * 100).toFixed(1)}% at most; ${meter.discarded} measurements were repeated for that`,
+      meter.describe(),
       describeMemory('nanoweave', memory),
     ]
     if (peerMemory !== undefined) notes.push(describeMemory('node-llama-cpp', peerMemory))
