@@ -179,9 +179,10 @@ export class StepEncoder {
       words[starts + i] = row
       words[lengths + i] = plan.starts[i] + plan.counts[i]
       row += plan.counts[i]
+      const { blocks, numBlocks } = sequence
       const table = tables + i * width
-      for (let b = 0; b < width; b++)
-        words[table + b] = b < sequence.numBlocks ? sequence.blocks[b] : -1
+      for (let b = 0; b < numBlocks; b++) words[table + b] = blocks[b]
+      words.fill(-1, table + numBlocks, table + width)
     }
     words[starts + plan.numSeqs] = row
   }
