@@ -23,19 +23,20 @@ struct alignas(32) FlagLine {
 // grow, so a captured graph replays. A slot is used by one collective at a time.
 struct SignalPad {
   uint32_t epochs[kCommSlots][kMaxCommBlocks];            // barriers this rank's block has passed
+  uint32_t fault_claimed;  // 1: a block of this rank has written its fault
   FlagLine flags[kCommSlots][kMaxCommBlocks][kMaxRanks];  // last: by source rank
 };
 
-// First fault of a communicator, in mapped host memory. `claimed` goes from 0 to 1 once; the other
-// fields are valid when `written` is 1.
+// A rank's fault, in mapped host memory; valid once `written` is 1. Ranks that wait for the same
+// dead peer write one each: the host takes the earliest for the cause.
 struct DeviceFault {
-  uint32_t claimed;
   uint32_t written;
   int32_t rank;   // who noticed
   int32_t peer;   // whom it waited for
   int32_t op;     // index in the program
   int32_t phase;  // barrier of the op: 0 entry, 1 exit
   uint32_t epoch;
+  uint64_t time_ns;  // %globaltimer
 };
 
 struct CommView {
@@ -43,28 +44,29 @@ struct CommView {
   SignalPad* pads[kMaxRanks];
   std::byte* multicast[kMaxRanks];  // [rank] stands for all heaps of the rank's group; or null
   uint32_t* abort;                  // mapped host memory; not 0: give up
-  DeviceFault* fault;
+  DeviceFault* faults;              // [kMaxRanks], mapped host memory
   uint64_t timeout_ns;
 };
 
-// The launch plan of the reducing collectives: a pure function of what every rank knows at load, so
-// that all devices agree on the number of blocks. Which form runs is decided on the device from the
-// rows of the step.
-struct CollectivePlan {
-  int blocks = 1;  // of one rank
-};
+// Whether a sum of `bytes` per rank is done in two shots (a rank sums what it owns and stores it to
+// all) or in one (every rank sums everything). Both give the same bits. The limits are starting
+// points for Hopper (kernels.md §2).
+NANOWEAVE_HD bool all_reduce_in_two_shots(int64_t bytes, int world) {
+  if (world <= 2) return bytes > (int64_t{16} << 20);
+  return bytes > (world <= 4 ? int64_t{384} << 10 : int64_t{128} << 10);
+}
 
-// `max_local_ranks`: of the device that holds most ranks. `sm_budget`: multiprocessors the
-// collective may fill, so that all its blocks run at once. `work` is how many blocks' worth of rows
-// (or of 16-byte vectors) the largest step of the bucket has.
-inline CollectivePlan plan_collective(int64_t work, int max_local_ranks, int sm_budget,
-                                      bool multicast) {
+// Blocks of one rank's share of a collective: a pure function of what every rank knows at load, so
+// that block b of every rank meets block b of the others. `work`: blocks the largest step of the
+// bucket keeps busy. `max_local_ranks`: of the device that holds most ranks; all its blocks must
+// run at once on `sm_budget` multiprocessors.
+inline int collective_blocks(int64_t work, int max_local_ranks, int sm_budget, bool multicast) {
   // Multicast saturates the links from 16 blocks on (kernels.md §2).
-  const int64_t preferred = multicast ? 16 : kMaxCommBlocks;
+  const int64_t most = multicast ? 16 : kMaxCommBlocks;
   const int64_t room = sm_budget / max_local_ranks;
-  const int64_t blocks = work < preferred ? work : preferred;
+  const int64_t blocks = work < most ? work : most;
   const int64_t fitting = blocks < room ? blocks : room;
-  return {.blocks = static_cast<int>(fitting < 1 ? 1 : fitting)};
+  return static_cast<int>(fitting < 1 ? 1 : fitting);
 }
 
 }  // namespace nanoweave

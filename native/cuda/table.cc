@@ -11,7 +11,12 @@ CudaKernel prepare_cuda_split_rope_cache(const OpInstance& op, const CudaPlan& p
 CudaKernel prepare_cuda_silu_mul(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_gelu_mul(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_gather_rows(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_all_gather(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_all_reduce(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_reduce_scatter(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_all_reduce_rms_norm(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_copy(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_stall(const OpInstance& op, const CudaPlan& plan);
 
 std::span<const CudaOpDef> cuda_op_table() {
   static const CudaOpDef table[] = {
@@ -23,7 +28,12 @@ std::span<const CudaOpDef> cuda_op_table() {
       {"silu_mul", prepare_cuda_silu_mul},
       {"gelu_mul", prepare_cuda_gelu_mul},
       {"gather_rows", prepare_cuda_gather_rows},
+      {"all_gather", prepare_cuda_all_gather},
+      {"all_reduce", prepare_cuda_all_reduce},
+      {"reduce_scatter", prepare_cuda_reduce_scatter},
+      {"all_reduce_rms_norm", prepare_cuda_all_reduce_rms_norm},
       {"copy", prepare_cuda_copy},
+      {"stall", prepare_cuda_stall},
   };
   return table;
 }

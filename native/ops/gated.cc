@@ -1,7 +1,6 @@
 // The row loop of the gated activations.
 #include "ops/gated.h"
 
-#include "cpu/vector_kernels.h"
 #include "ops/rows.h"
 
 namespace nanoweave {
@@ -18,14 +17,10 @@ void check_gated(const OpInstance& op) {
 void run_gated(const HostRun& run, GatedKernel kernel) {
   const Tensor& gate_up = run.in[0];
   const Tensor& y = run.out[0];
-  const VectorKernels& kernels = vector_kernels(run.rank.isa);
-  const ThreadFloats scratch(run.rank, gate_up.cols);
-  for_row_chunks(run.rank, y.rows, gate_up.cols, [&](int64_t begin, int64_t end, int thread) {
-    float* row = scratch.of(thread);
+  for_row_chunks(run.rank, y.rows, gate_up.cols, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
-      kernels.load(gate_up.dtype, gate_up.row(r), gate_up.cols, row);
-      kernel(row, row + y.cols, y.cols, row);
-      kernels.store(y.dtype, row, y.cols, y.row(r));
+      const std::byte* gate = gate_up.row(r);
+      kernel(y.dtype, gate, gate + y.row_bytes(), y.cols, y.row(r));
     }
   });
 }

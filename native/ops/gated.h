@@ -5,7 +5,8 @@
 
 namespace nanoweave {
 
-using GatedKernel = void (*)(const float* gate, const float* up, int64_t n, float* out);
+using GatedKernel = void (*)(DType dtype, const std::byte* gate, const std::byte* up, int64_t n,
+                             std::byte* out);
 
 void check_gated(const OpInstance& op);
 void run_gated(const HostRun& run, GatedKernel kernel);

@@ -32,21 +32,23 @@ void penalize(const SlotState& slot, std::span<float> logits) {
 }
 
 // What one thread needs to sample a row of V logits.
-struct SampleScratch {
-  static constexpr int64_t kRows = 3;  // of V words
+struct ThreadScratch {
+  static constexpr int64_t kRows = 4;  // of V words
 
-  SampleScratch(float* memory, int64_t vocab)
+  ThreadScratch(float* memory, int64_t vocab)
       : changed(memory, vocab),
-        weights(memory + vocab, vocab),
-        candidates(reinterpret_cast<int32_t*>(memory + 2 * vocab), vocab) {}
+        sampling{
+            .weights = {memory + vocab, static_cast<size_t>(vocab)},
+            .candidates = {reinterpret_cast<int32_t*>(memory + 2 * vocab),
+                           static_cast<size_t>(vocab)},
+            .edge = {reinterpret_cast<int32_t*>(memory + 3 * vocab), static_cast<size_t>(vocab)}} {}
 
   std::span<float> changed;  // penalised and biased logits
-  std::span<float> weights;
-  std::span<int32_t> candidates;
+  SampleScratch sampling;
 };
 
 int32_t sample_row(const VectorKernels& kernels, std::span<const float> logits,
-                   const SlotState& slot, int32_t position, const SampleScratch& scratch) {
+                   const SlotState& slot, int32_t position, const ThreadScratch& scratch) {
   if (slot.has_penalties() || !slot.bias.empty()) {
     std::memcpy(scratch.changed.data(), logits.data(), logits.size_bytes());
     if (slot.has_penalties()) penalize(slot, scratch.changed);
@@ -60,7 +62,7 @@ int32_t sample_row(const VectorKernels& kernels, std::span<const float> logits,
                               .top_k = slot.top_k,
                               .top_p = slot.top_p,
                               .min_p = slot.min_p};
-  return sample_token(kernels, logits, params, scratch.weights, scratch.candidates);
+  return sample_token(kernels, logits, params, scratch.sampling);
 }
 
 int num_top_logprobs(const StepRow& row) { return row.flags >> kRowTopShift & 0xff; }
@@ -107,13 +109,13 @@ void run_sample(const HostRun& run, int64_t vocab) {
   };
 
   const int64_t totals_bytes = (logits.rows * int64_t{sizeof(double)} + 63) / 64 * 64;
-  const int64_t thread_floats = (SampleScratch::kRows * vocab + 15) / 16 * 16;
+  const int64_t thread_floats = (ThreadScratch::kRows * vocab + 15) / 16 * 16;
   std::byte* memory = rank.scratch->get(totals_bytes + thread_floats * int64_t{sizeof(float)} *
                                                            rank.pool->num_threads());
   auto* log_totals = reinterpret_cast<double*>(memory);
   auto* scratch = reinterpret_cast<float*>(memory + totals_bytes);
   for_row_chunks(rank, logits.rows, vocab, [&](int64_t begin, int64_t end, int thread) {
-    const SampleScratch own(scratch + thread * thread_floats, vocab);
+    const ThreadScratch own(scratch + thread * thread_floats, vocab);
     for (int64_t r = begin; r < end; ++r) {
       const StepRow& row = rows[r];
       tokens[r] = (row.flags & kRowSample) != 0

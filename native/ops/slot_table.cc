@@ -41,7 +41,10 @@ void SlotTable::apply(const GroupStep& step) {
     SlotState& slot = slots_[step.slot_bias[at]];
     const auto count = static_cast<size_t>(step.slot_bias[at + 1]);
     const std::span<const int32_t> pairs = step.slot_bias.subspan(at + 2, 2 * count);
-    for (size_t i = 0; i < pairs.size(); i += 2) slot.bias[pairs[i]] += as_float(pairs[i + 1]);
+    for (size_t i = 0; i < pairs.size(); i += 2) {
+      const float sum = slot.bias[pairs[i]] += as_float(pairs[i + 1]);
+      if (sum == 0) slot.bias.erase(pairs[i]);
+    }
     at += 2 + 2 * count;
   }
 }

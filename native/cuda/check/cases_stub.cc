@@ -2,6 +2,5 @@
 namespace nanoweave::check {
 void add_attention_cases(Cases&) {}
 void add_matmul_cases(Cases&) {}
-void add_collective_cases(Cases&) {}
 void add_sample_cases(Cases&) {}
 }  // namespace nanoweave::check

@@ -17,12 +17,7 @@ OpCase::OpCase(std::string case_name, std::string kind, int tp, int world)
                     .max_blocks_per_seq = 0,
                     .vocab_size = 64,
                     .num_slots = 4};
-  program.ops.push_back({.kind = kind,
-                         .label = kind,
-                         .inputs = {},
-                         .outputs = {},
-                         .attrs = Json::parse("{}"),
-                         .waits = {}});
+  next_op(kind.c_str());
   steps.resize(program.world / tp);
 }
 
@@ -80,6 +75,15 @@ View OpCase::kv_cache(DType dtype, int64_t kv_heads, int64_t head_dim) {
                                         {Symbol::kNone, head_dim}},
                               .offset = -1},
                      .fill = Fill::kRandom});
+}
+
+void OpCase::next_op(const char* kind) {
+  program.ops.push_back({.kind = kind,
+                         .label = kind,
+                         .inputs = {},
+                         .outputs = {},
+                         .attrs = Json::parse("{}"),
+                         .waits = {}});
 }
 
 void OpCase::attrs(const std::string& json) { program.ops.back().attrs = Json::parse(json); }

@@ -70,10 +70,12 @@ struct OpCase {
   View vector_weight(const char* buffer, int64_t size, float scale = 1);
   View matrix_weight(const char* buffer, DType dtype, int64_t rows, int64_t cols, float scale = 1);
   View kv_cache(DType dtype, int64_t kv_heads, int64_t head_dim);
-  void in(View view) { program.ops[0].inputs.push_back(view); }
-  void absent() { program.ops[0].inputs.push_back({}); }
-  void out(View view) { program.ops[0].outputs.push_back(view); }
+  void in(View view) { program.ops.back().inputs.push_back(view); }
+  void absent() { program.ops.back().inputs.push_back({}); }
+  void out(View view) { program.ops.back().outputs.push_back(view); }
   void attrs(const std::string& json);
+  // The functions above name operands of the last op.
+  void next_op(const char* kind);
 
   // Takes part `part` of `parts`; bounds are those of the step.
   void use_part(int part, int parts);

@@ -1,0 +1,178 @@
+// Cases of the collectives: virtual ranks on one device, ranks on several, late and dead devices,
+// several groups, epochs that wrap. Sums are compared bit by bit with the host's.
+#include "cuda/check/op_case.h"
+
+namespace nanoweave::check {
+
+namespace {
+
+constexpr DType kDTypes[] = {DType::kF32, DType::kBf16, DType::kF16};
+
+struct Placement {
+  const char* name;
+  int tp;
+  std::vector<int> devices;
+  std::vector<double> late_us;
+};
+
+const Placement kPlacements[] = {
+    {"1 rank", 1, {}, {}},
+    {"2 on one device", 2, {}, {}},
+    {"4 on one device", 4, {}, {}},
+    {"3 on two devices", 3, {0, 1, 1}, {}},
+    {"2 devices, one late", 2, {0, 1}, {40, 0}},
+    {"4 devices, one late", 4, {0, 1, 2, 3}, {0, 0, 25, 0}},
+};
+
+void place(OpCase& c, const Placement& placement) {
+  c.devices = placement.devices;
+  c.late_us = placement.late_us;
+  c.device.sm_count = c.sm_budget = 12;
+}
+
+std::string case_name(const Placement& placement, DType dtype, int64_t rows, int64_t cols) {
+  return std::string(placement.name) + ", " + dtype_name(dtype) + " " + std::to_string(rows) + "x" +
+         std::to_string(cols);
+}
+
+OpCase reduce_case(const char* kind, const Placement& placement, DType dtype, int64_t rows,
+                   int64_t cols, Fill fill = Fill::kRandom) {
+  OpCase c(case_name(placement, dtype, rows, cols), kind, placement.tp);
+  place(c, placement);
+  c.in(c.arena("x", dtype, Symbol::kTokens, cols, fill));
+  c.out(c.arena("y", dtype, Symbol::kTokens, cols, Fill::kPoison));
+  c.steps[0].add_tokens(rows, 64);
+  c.tolerance = Tolerance::kExact;
+  return c;
+}
+
+OpCase gather_case(const Placement& placement, DType dtype, int64_t rows, int64_t cols) {
+  OpCase c(case_name(placement, dtype, rows, cols), "all_gather", placement.tp);
+  place(c, placement);
+  c.in(c.arena("x", dtype, Symbol::kTokens, cols));
+  c.out(c.arena("y", dtype, Symbol::kTokens, cols * placement.tp, Fill::kPoison));
+  c.steps[0].add_tokens(rows, 64);
+  c.tolerance = Tolerance::kExact;
+  return c;
+}
+
+OpCase fused_case(const Placement& placement, DType dtype, int64_t rows, int64_t cols,
+                  const char* form, bool post, Fill fill = Fill::kRandom) {
+  OpCase c(case_name(placement, dtype, rows, cols) + ", " + form + (post ? ", post" : ""),
+           "all_reduce_rms_norm", placement.tp);
+  place(c, placement);
+  c.in(c.arena("partial", dtype, Symbol::kTokens, cols, fill));
+  const View residual = c.arena("residual", dtype, Symbol::kTokens, cols, fill);
+  c.in(residual);
+  c.in(c.vector_weight("weight", cols));
+  if (post)
+    c.in(c.vector_weight("post_weight", cols));
+  else
+    c.absent();
+  c.out(c.arena("y", dtype, Symbol::kTokens, cols, Fill::kPoison));
+  c.out(residual);
+  c.attrs(std::string(R"({"eps": 1e-5, "form": ")") + form + "\"}");
+  c.steps[0].add_tokens(rows, 64);
+  return c;
+}
+
+void add_faults(Cases& cases) {
+  // A device that never starts: its peers name one of its ranks.
+  for (const char* kind : {"all_reduce", "all_reduce_rms_norm", "all_gather"}) {
+    const Placement placement{"4 on two devices, one dead", 4, {0, 0, 1, 1}, {}};
+    OpCase c = kind == std::string("all_gather") ? gather_case(placement, DType::kBf16, 5, 16)
+               : kind == std::string("all_reduce")
+                   ? reduce_case(kind, placement, DType::kBf16, 5, 16)
+                   : fused_case(placement, DType::kBf16, 33, 64, "auto", false);
+    c.dead = {false, true};
+    c.expects_fault = true;
+    c.timeout_ns = 300'000;
+    cases.push_back(std::move(c));
+  }
+  // A rank that dies on a device it shares: its epochs fall back, the others go on.
+  for (const int ms : {-1, 0}) {
+    OpCase c(ms < 0 ? "after a dead rank on the same device" : "after a late rank", "stall", 3);
+    place(c, kPlacements[2]);
+    const View x = c.arena("x", DType::kF32, Symbol::kTokens, 16);
+    c.in(x);
+    c.out(x);
+    c.attrs("{\"rank\": 2, \"ms\": " + std::to_string(ms) + "}");
+    c.next_op("all_reduce");
+    c.in(x);
+    c.out(c.arena("y", DType::kF32, Symbol::kTokens, 16, Fill::kPoison));
+    c.steps[0].add_tokens(3, 64);
+    c.tolerance = Tolerance::kExact;
+    c.expects_fault = ms < 0;
+    c.timeout_ns = 300'000;
+    cases.push_back(std::move(c));
+  }
+}
+
+void add_parts_and_groups(Cases& cases) {
+  for (const int part : {0, 1, 2}) {  // part 1 is empty
+    OpCase c = fused_case(kPlacements[2], DType::kF16, 50, 40, "auto", true);
+    c.name += ", part " + std::to_string(part);
+    c.use_part(part, 3);
+    c.steps[0].part_bounds = {0, 41, 41, 50};
+    cases.push_back(std::move(c));
+  }
+  // Two groups of two ranks, one of them with nothing to do, each device with a rank of both.
+  OpCase c("two groups on two devices", "all_reduce", 2, 4);
+  c.devices = {0, 1, 0, 1};
+  c.device.sm_count = c.sm_budget = 8;
+  c.in(c.arena("x", DType::kBf16, Symbol::kTokens, 24));
+  c.out(c.arena("y", DType::kBf16, Symbol::kTokens, 24, Fill::kPoison));
+  c.steps[0].add_tokens(9, 64);
+  c.tolerance = Tolerance::kExact;
+  cases.push_back(std::move(c));
+}
+
+void add_multicast(Cases& cases) {
+  for (const DType dtype : kDTypes) {
+    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{3, 24}, {40, 520}}) {
+      OpCase sum =
+          reduce_case("all_reduce", kPlacements[2], dtype, rows, cols, Fill::kIntegers);
+      OpCase fused =
+          fused_case(kPlacements[5], dtype, rows, cols, "auto", true, Fill::kIntegers);
+      OpCase gather = gather_case(kPlacements[3], dtype, rows, cols);
+      for (OpCase* c : {&sum, &fused, &gather}) {
+        c->name += ", multicast";
+        c->multicast = true;
+        cases.push_back(std::move(*c));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void add_collective_cases(Cases& cases) {
+  for (const Placement& placement : kPlacements)
+    for (const DType dtype : kDTypes) {
+      cases.push_back(reduce_case("all_reduce", placement, dtype, 1, 8));
+      cases.push_back(reduce_case("all_reduce", placement, dtype, 7, 520));
+      cases.push_back(reduce_case("reduce_scatter", placement, dtype, 2, 8));
+      cases.push_back(reduce_case("reduce_scatter", placement, dtype, 13, 264));
+      cases.push_back(gather_case(placement, dtype, 1, 16));
+      cases.push_back(gather_case(placement, dtype, 5, 264));
+      cases.push_back(fused_case(placement, dtype, 1, 8, "auto", false));
+      cases.push_back(fused_case(placement, dtype, 7, 2056, "auto", true));
+      cases.push_back(fused_case(placement, dtype, 37, 136, "auto", false));
+      cases.push_back(fused_case(placement, dtype, 5, 64, "two_shot", true));
+      cases.push_back(fused_case(placement, dtype, 40, 64, "one_shot", false));
+    }
+  // Beyond the limit of one shot for four ranks.
+  cases.push_back(reduce_case("all_reduce", kPlacements[2], DType::kF32, 101, 1024));
+  cases.push_back(reduce_case("all_reduce", kPlacements[5], DType::kBf16, 201, 1024));
+  // Many collectives on one pad, across the wrap of the epochs.
+  OpCase wrap = fused_case(kPlacements[2], DType::kF32, 37, 64, "auto", false);
+  wrap.name += ", epochs wrap";
+  wrap.first_epoch = 0xfffffffbu;
+  wrap.repeats = 5;
+  cases.push_back(std::move(wrap));
+  add_parts_and_groups(cases);
+  add_multicast(cases);
+  add_faults(cases);
+}
+
+}  // namespace nanoweave::check

@@ -1,0 +1,198 @@
+// The protocol between ranks, on the device: barriers over epoch flags, bounded waits, the sum over
+// a group and the store to a group. A collective runs as one cooperative grid per device: grid.y is
+// the local rank, and block b of a rank meets block b of every other rank of its group.
+#pragma once
+
+#include "cuda/comm.h"
+#include "cuda/rows.cuh"
+
+namespace nanoweave {
+
+struct CommArgs {
+  CommView view;
+  const StepCounts* counts[kMaxRanks];  // by local rank
+  int32_t ranks[kMaxRanks];             // by local rank
+  int32_t tp;
+  int32_t slot;   // the lane's row of the pads
+  int32_t op;     // for the fault record
+  int32_t which;  // rows the op works on
+};
+
+// This block's place in the collective.
+struct CommPlace {
+  int rank;
+  int first;  // rank of its group
+  uint32_t epoch;  // barriers this block has passed before the op
+  RowRange rows;
+};
+
+__device__ __forceinline__ CommPlace comm_place(const CommArgs& args) {
+  const int rank = args.ranks[blockIdx.y];
+  return {rank, rank / args.tp * args.tp, args.view.pads[rank]->epochs[args.slot][blockIdx.x],
+          rows_of({args.counts[blockIdx.y], args.which})};
+}
+
+enum class CommPhase : int32_t { kEntry, kExit };
+
+__device__ __forceinline__ void report_fault(const CommArgs& args, int rank, int peer,
+                                             CommPhase phase, uint32_t epoch, uint64_t now) {
+  if (atomicCAS(&args.view.pads[rank]->fault_claimed, 0u, 1u) == 0u) {
+    DeviceFault& fault = args.view.faults[rank];
+    fault.rank = rank;
+    fault.peer = peer;
+    fault.op = args.op;
+    fault.phase = static_cast<int32_t>(phase);
+    fault.epoch = epoch;
+    fault.time_ns = now;
+    ptx::store_release_system(&fault.written, 1);  // release: publishes the record to the host
+  }
+  ptx::store_release_system(args.view.abort, 1);
+}
+
+// Until the peer has published `epoch`, the communicator aborts, or the time is over. The clock and
+// the abort word (host memory) are looked at once in kSpins polls.
+__device__ __forceinline__ bool wait_for_epoch(const CommArgs& args, const uint32_t* flag, int rank,
+                                               int peer, CommPhase phase, uint32_t epoch) {
+  constexpr uint32_t kSpins = 1024;
+  uint64_t start = 0;
+  for (uint32_t spin = 1;; ++spin) {
+    // acquire: pairs with the peer's release in group_barrier().
+    if (epoch_reached(ptx::load_acquire_system(flag), epoch)) return true;
+    if (spin % kSpins != 0) continue;
+    if (ptx::load_relaxed_system(args.view.abort) != 0) return false;
+    const uint64_t now = ptx::global_timer_ns();
+    if (start == 0) {
+      start = now;
+    } else if (now - start > args.view.timeout_ns) {
+      report_fault(args, rank, peer, phase, epoch, now);
+      return false;
+    }
+  }
+}
+
+// A barrier between this block and the same block of every rank of the group; all threads call it.
+// An op has exactly one of each phase. False: the communicator has failed, leave the kernel.
+//
+// kEntry: the partial sums were written by earlier kernels, which have ended, so the flag needs no
+// release. kExit: what this block stored to others is published, and what it read may be
+// overwritten once all have arrived.
+template <CommPhase kPhase>
+__device__ __forceinline__ bool group_barrier(const CommArgs& args, const CommPlace& place) {
+  if (args.tp == 1) return true;
+  SignalPad* own = args.view.pads[place.rank];
+  const uint32_t epoch = place.epoch + (kPhase == CommPhase::kEntry ? 1 : 2);
+  __syncthreads();  // the block's stores come before the flags
+  bool ok = true;
+  if (static_cast<int>(threadIdx.x) < args.tp) {
+    const int peer = place.first + static_cast<int>(threadIdx.x);
+    uint32_t* theirs = &args.view.pads[peer]->flags[args.slot][blockIdx.x][place.rank].epoch;
+    if constexpr (kPhase == CommPhase::kEntry)
+      ptx::store_relaxed_system(theirs, epoch);
+    else
+      ptx::store_release_system(theirs, epoch);  // release: pairs with wait_for_epoch()
+    ok = wait_for_epoch(args, &own->flags[args.slot][blockIdx.x][peer].epoch, place.rank, peer,
+                        kPhase, epoch);
+  }
+  ok = __syncthreads_and(ok) != 0;
+  if (kPhase == CommPhase::kExit && threadIdx.x == 0)
+    own->epochs[args.slot][blockIdx.x] = epoch;
+  return ok;
+}
+
+// How a block reaches the other ranks: through the switch, or peer by peer.
+template <typename T, bool kMulticast>
+struct GroupMemory {
+  static constexpr int kWidth = kPerVec16<T>;
+  static constexpr int kInFlight = 4;  // peer loads before the first addition
+
+  const CommArgs& args;
+  const CommPlace& place;
+
+  // Float32 sums of the elements at heap offset `at` (bytes) of all ranks; in rank order, except
+  // through the switch.
+  __device__ __forceinline__ void sum(int64_t at, float (&total)[kWidth]) const {
+    if constexpr (kMulticast) {
+      unpack<T>(ptx::multicast_load_reduce<T>(args.view.multicast[place.rank] + at), total);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) total[j] = 0;
+      for (int base = 0; base < args.tp; base += kInFlight) {
+        Vec16 held[kInFlight] = {};
+#pragma unroll
+        for (int p = 0; p < kInFlight; ++p)
+          if (base + p < args.tp)
+            held[p] = *reinterpret_cast<const Vec16*>(args.view.heaps[place.first + base + p] + at);
+#pragma unroll
+        for (int p = 0; p < kInFlight; ++p) {
+          if (base + p >= args.tp) continue;
+          float values[kWidth];
+          unpack<T>(held[p], values);
+          // The first term is taken as it is: 0 + −0 would lose its sign.
+#pragma unroll
+          for (int j = 0; j < kWidth; ++j)
+            total[j] = base + p == 0 ? values[j] : total[j] + values[j];
+        }
+      }
+    }
+  }
+
+  // To heap offset `at` of every rank of the group.
+  __device__ __forceinline__ void store_all(int64_t at, const Vec16& value) const {
+    if constexpr (kMulticast) {
+      ptx::multicast_store(args.view.multicast[place.rank] + at, value);
+    } else {
+      for (int peer = 0; peer < args.tp; ++peer)
+        ptx::store_remote(args.view.heaps[place.first + peer] + at, value);
+    }
+  }
+  __device__ __forceinline__ void store_own(int64_t at, const Vec16& value) const {
+    *reinterpret_cast<Vec16*>(args.view.heaps[place.rank] + at) = value;
+  }
+};
+
+// ---- Launching ----------------------------------------------------------------------------------
+
+// Where an arena operand lies in every heap.
+inline int64_t heap_offset(const CudaLaunch& launch, const std::byte* operand) {
+  return operand - launch.comm->heaps[launch.ranks[0].rank];
+}
+
+inline CommArgs comm_args(const CudaLaunch& launch, int32_t which) {
+  CommArgs args{};
+  args.view = *launch.comm;
+  for (size_t i = 0; i < launch.ranks.size(); ++i) {
+    args.counts[i] = launch.ranks[i].step.counts;
+    args.ranks[i] = launch.ranks[i].rank;
+  }
+  args.tp = launch.ranks[0].tp;
+  args.slot = launch.comm_slot;
+  args.op = launch.op_index;
+  args.which = which;
+  return args;
+}
+
+// Multicast where the communicator has it, save for small groups, which it does not help, and
+// where sums must be in rank order.
+inline bool uses_multicast(const CudaLaunch& launch, bool deterministic) {
+  const CudaRank& rank = launch.ranks[0];
+  return !deterministic && rank.tp > 2 && launch.comm->multicast[rank.rank] != nullptr;
+}
+
+inline LaunchShape comm_shape(const CudaLaunch& launch, int64_t work, unsigned threads,
+                              bool multicast, size_t shared_bytes = 0) {
+  const int blocks =
+      collective_blocks(work, launch.max_local_ranks, launch.sm_budget, multicast);
+  return {.blocks_x = static_cast<unsigned>(blocks),
+          .blocks_y = static_cast<unsigned>(launch.ranks.size()),
+          .threads = threads,
+          .shared_bytes = shared_bytes,
+          .cooperative = true};
+}
+
+// What all collectives ask of their operands: rows of whole 16-byte vectors.
+inline void require_vector_rows(const OpInstance& op, const BufferDesc& buffer) {
+  op.require(buffer.cols() * dtype_bytes(buffer.dtype) % 16 == 0,
+             "rows of buffer %s must be a multiple of 16 bytes on CUDA", buffer.name.c_str());
+}
+
+}  // namespace nanoweave
