@@ -8,24 +8,14 @@ import { randomBytes } from 'node:crypto'
 import { EngineError } from '../errors.ts'
 import { loadBinding, toEngineError } from '../native/load.ts'
 import { Scheduler } from '../scheduler/scheduler.ts'
-import { createSequence, type Sequence, type SequenceKind } from '../scheduler/sequence.ts'
+import type { Sequence } from '../scheduler/sequence.ts'
 import type { Tokenizer } from '../tokenizer/index.ts'
 import { assembleEngine, type EngineParts } from './assemble.ts'
 import { type ControlOptions, RequestControl } from './control.ts'
-import {
-  FORWARD_ROW_FLAGS,
-  ForwardJob,
-  GenerateJob,
-  type GenerateSink,
-  type Job,
-  type PromptSink,
-  SCORE_ROW_FLAGS,
-  ScoreJob,
-} from './jobs.ts'
+import { JobFactory } from './job-factory.ts'
+import type { GenerateSink, Job, PromptSink } from './jobs.ts'
 import { StepLoop } from './loop.ts'
-import { GenerateOutput } from './output.ts'
 import { checkTokens, promptTokens } from './prompt.ts'
-import { resolveSampling, type Sampling, samplingRowFlags } from './sampling.ts'
 import { StepEncoder } from './step.ts'
 import { ChunkStream } from './stream.ts'
 import type {
@@ -46,7 +36,6 @@ import type {
 
 /** Ended requests that `explain` still knows. */
 const MAX_REMEMBERED = 256
-const MAX_SALT_LENGTH = 1024
 /** Largest result of `forward`, bytes. */
 const MAX_FORWARD_BYTES = 2 ** 31
 const MAX_DRAIN_MS = 2 ** 31 - 1
@@ -55,11 +44,11 @@ export class Engine implements AsyncDisposable {
   readonly info: EngineInfo
   readonly #parts: EngineParts
   readonly #scheduler: Scheduler
+  readonly #jobs: JobFactory
   readonly #loop: StepLoop
   readonly #controls = new Map<number, RequestControl>()
   readonly #ended = new Map<number, Explanation>()
   readonly #finished: Record<FinishReason, number> = { stop: 0, length: 0, abort: 0 }
-  #nextId = 1
   #promptTokens = 0
   #generatedTokens = 0
   #closing: Promise<void> | undefined
@@ -87,6 +76,9 @@ export class Engine implements AsyncDisposable {
       policy: parts.policy,
       cacheKey: new Int32Array(new Uint8Array(randomBytes(16)).buffer),
     })
+    this.#jobs = new JobFactory(parts, (salt) =>
+      this.#scheduler.prefixCache.root(this.info.folder, salt),
+    )
     this.#loop = new StepLoop({
       runtime: parts.runtime,
       programId: parts.programId,
@@ -150,7 +142,7 @@ export class Engine implements AsyncDisposable {
       control.throwIfStopped()
       if (stream.isEnded) return
       this.#requireOpen()
-      const created = this.#createGenerateJob(request, tokens, arrivalMs, sink)
+      const created = this.#jobs.generate(request, tokens, arrivalMs, sink)
       this.#loop.add(created)
       job = created
       this.#controls.set(created.sequence.id, control)
@@ -209,10 +201,9 @@ export class Engine implements AsyncDisposable {
         'ERR_USAGE',
         `the logits of ${tokens.length} tokens exceed ${MAX_FORWARD_BYTES} bytes; pass fewer, or use score`,
       )
-    const logits = await this.#runPrompt<Float32Array>(options, (sink) => {
-      const sequence = this.#createSequence('forward', tokens, FORWARD_ROW_FLAGS)
-      return new ForwardJob(sequence, vocabSize, sink)
-    })
+    const logits = await this.#runPrompt<Float32Array>(options, (sink) =>
+      this.#jobs.forward(tokens, sink),
+    )
     return { logits, shape: [tokens.length, vocabSize] }
   }
 
@@ -221,9 +212,8 @@ export class Engine implements AsyncDisposable {
     checkTokens(tokens, this.info.vocabSize)
     this.#requireOpen()
     if (tokens.length === 1) return { logprobs: [null] }
-    const logprobs = await this.#runPrompt<(number | null)[]>(
-      options,
-      (sink) => new ScoreJob(this.#createSequence('score', tokens, SCORE_ROW_FLAGS), sink),
+    const logprobs = await this.#runPrompt<(number | null)[]>(options, (sink) =>
+      this.#jobs.score(tokens, sink),
     )
     return { logprobs }
   }
@@ -301,69 +291,6 @@ export class Engine implements AsyncDisposable {
     const { tokenizer, chatTemplate } = this.#parts
     const { vocabSize, maxModelLen } = this.info
     return { tokenizer, chatTemplate, vocabSize, maxModelLen }
-  }
-
-  #createGenerateJob(
-    request: GenerateRequest,
-    tokens: readonly number[],
-    arrivalMs: number,
-    sink: GenerateSink,
-  ): GenerateJob {
-    const { defaults, eosTokenIds, tokenizer } = this.#parts
-    const { vocabSize, maxModelLen } = this.info
-    const sampling: Sampling = resolveSampling(request, {
-      defaults,
-      eosTokenIds,
-      vocabSize,
-      room: maxModelLen - tokens.length,
-      randomSeed: () => randomBytes(8).readBigUInt64LE(),
-    })
-    if (sampling.stopStrings.length > 0 && tokenizer === undefined)
-      throw new EngineError(
-        'ERR_TOKENIZER',
-        'stop strings need a tokenizer and the model folder has none; use stopTokenIds',
-      )
-    const skipSpecialTokens = request.skipSpecialTokens ?? true
-    const output = new GenerateOutput(
-      sampling,
-      tokenizer?.detokenizer({ skipSpecialTokens }),
-      skipSpecialTokens,
-    )
-    const sequence = this.#createSequence('generate', tokens, samplingRowFlags(sampling), {
-      request,
-      sampling,
-      arrivalMs,
-    })
-    return new GenerateJob(sequence, sampling, output, sink)
-  }
-
-  #createSequence(
-    kind: SequenceKind,
-    prompt: readonly number[],
-    rowFlags: number,
-    generate?: {
-      readonly request: GenerateRequest
-      readonly sampling: Sampling
-      readonly arrivalMs: number
-    },
-  ): Sequence {
-    const { cacheSalt = '', priority = 0 } = generate?.request ?? {}
-    if (typeof cacheSalt !== 'string' || cacheSalt.length > MAX_SALT_LENGTH)
-      throw new EngineError('ERR_USAGE', `cacheSalt must be at most ${MAX_SALT_LENGTH} characters`)
-    if (!Number.isFinite(priority)) throw new EngineError('ERR_USAGE', 'priority must be a number')
-    const minTokens = generate?.sampling.minTokens ?? 0
-    return createSequence({
-      id: this.#nextId++,
-      kind,
-      prompt,
-      maxTokens: generate?.sampling.maxTokens ?? 0,
-      priority,
-      arrivalMs: generate?.arrivalMs ?? performance.now(),
-      cacheRoot: this.#scheduler.prefixCache.root(this.info.folder, cacheSalt),
-      readsCache: kind === 'generate',
-      rowFlags,
-      minLen: minTokens > 0 ? prompt.length + minTokens : 0,
-    })
   }
 
   /** Runs a job that gives one value. */

@@ -4,7 +4,7 @@
  * allocates nothing.
  */
 
-import { createSequence, type Sequence } from './sequence.ts'
+import { createSequence, recordDecision, type Sequence } from './sequence.ts'
 
 export interface StepPlan {
   /** Ascending from 0. */
@@ -55,6 +55,33 @@ export function createPlan(maxSeqs: number): StepPlan {
     isFirst: new Uint8Array(maxSeqs),
     accepted: new Uint8Array(maxSeqs),
   }
+}
+
+/** Plans the next `count` tokens of a sequence: it counts as computed from here on. */
+export function appendToPlan(
+  plan: StepPlan,
+  sequence: Sequence,
+  count: number,
+  nowMs: number,
+): void {
+  const i = plan.numSeqs++
+  const end = sequence.numComputed + count
+  const samples = sequence.kind === 'generate' && end === sequence.numTokens
+  const rows = sequence.kind === 'generate' ? (samples ? 1 : 0) : count
+  recordDecision(sequence, count === 1 && sequence.numComputed > 0 ? 'decode' : 'prefill', plan.id)
+  plan.seqs[i] = sequence
+  plan.starts[i] = sequence.numComputed
+  plan.counts[i] = count
+  plan.firstRows[i] = plan.numRows
+  plan.rowCounts[i] = rows
+  plan.samples[i] = samples ? 1 : 0
+  plan.isFirst[i] = sequence.firstPlannedMs < 0 ? 1 : 0
+  if (sequence.firstPlannedMs < 0) sequence.firstPlannedMs = nowMs
+  plan.numRows += rows
+  plan.numTokens += count
+  sequence.numComputed = end
+  if (samples) sequence.numTokens++
+  sequence.inFlight++
 }
 
 /** Lets go of the sequences, so that ended ones can be collected. */

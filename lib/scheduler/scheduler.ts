@@ -10,65 +10,29 @@
  */
 
 import { EngineError } from '../errors.ts'
-import { BlockPool } from '../kv/block-pool.ts'
-import { PrefixCache } from '../kv/prefix-cache.ts'
-import { clearPlan, createPlan, type StepPlan } from './plan.ts'
-import type { AdmissionRefusal, Reason, SchedulingPolicy } from './policy.ts'
-import { BlockProjection } from './projection.ts'
+import type { BlockPool } from '../kv/block-pool.ts'
+import type { PrefixCache } from '../kv/prefix-cache.ts'
+import { StepBudget } from './budget.ts'
 import {
-  computeTarget,
-  confirmToken,
-  finalTarget,
-  recordDecision,
-  type Sequence,
-} from './sequence.ts'
-
-export interface SchedulerConfig {
-  readonly maxNumSeqs: number
-  /** At least maxNumSeqs, so that decodes always fit. */
-  readonly maxNumBatchedTokens: number
-  /** Rows that reach the logits in a step; at least maxNumSeqs. */
-  readonly maxRows: number
-  readonly maxModelLen: number
-  readonly numBlocks: number
-  readonly blockSize: number
-  /** Sampling slots; at least 2 · maxNumSeqs, so that ended sequences do not hold up new ones. */
-  readonly numSlots: number
-  readonly maxWaiting: number
-  readonly prefixCache: boolean
-  readonly policy: SchedulingPolicy
-  /** 4 random words: the key of the prefix hash. */
-  readonly cacheKey: Int32Array
-  /** Smallest chunk a prompt is cut into while others wait, tokens. */
-  readonly minChunk?: number
-  readonly maxPartialPrefills?: number
-}
-
-export interface SchedulerStats {
-  running: number
-  waiting: number
-  preemptions: number
-  droppedTokens: number
-  /** Prompt tokens looked up in, and found in, the prefix cache. */
-  prefixQueries: number
-  prefixHits: number
-}
-
-/** The chunk granted so far leaves some of its prompt for later steps. */
-function isPartial(sequence: Sequence): boolean {
-  return sequence.numComputed + sequence.chunk < computeTarget(sequence)
-}
+  checkSchedulerConfig,
+  requireFits,
+  type SchedulerConfig,
+  type SchedulerStats,
+} from './config.ts'
+import { SequenceMemory } from './memory.ts'
+import { appendToPlan, clearPlan, createPlan, type StepPlan } from './plan.ts'
+import type { AdmissionRefusal } from './policy.ts'
+import { BlockProjection } from './projection.ts'
+import { computeTarget, confirmToken, recordDecision, type Sequence } from './sequence.ts'
 
 /** A prompt that found too few blocks is looked up again when more are available, or after this many steps. */
 const RETRY_STEPS = 16
 
 export class Scheduler {
   readonly config: SchedulerConfig
-  readonly blocks: BlockPool
-  readonly prefixCache: PrefixCache
+  readonly #memory: SequenceMemory
+  readonly #budget: StepBudget
   readonly #projection: BlockProjection
-  readonly #minChunk: number
-  readonly #maxPartialPrefills: number
 
   /** In order of arrival. */
   readonly #waiting: Sequence[] = []
@@ -78,15 +42,10 @@ export class Scheduler {
   readonly #running: Sequence[] = []
   /** Ending or preempting: wait for steps in flight to settle. */
   readonly #departing: Sequence[] = []
-  readonly #freeSlots: number[] = []
   readonly #freePlans: StepPlan[] = []
   /** Of the step being planned: sequences that compute more than one token. */
   readonly #prefills: Sequence[] = []
   readonly #candidates: Sequence[] = []
-  #tokensLeft = 0
-  #rowsLeft = 0
-  /** Of #prefills: those that this step does not complete. */
-  #numPartial = 0
   #nextStep = 0
   #numRunning = 0
   #preemptions = 0
@@ -95,18 +54,19 @@ export class Scheduler {
   #prefixHits = 0
 
   constructor(config: SchedulerConfig) {
-    if (config.maxNumBatchedTokens < config.maxNumSeqs || config.maxRows < config.maxNumSeqs)
-      throw new EngineError(
-        'ERR_USAGE',
-        `maxNumSeqs ${config.maxNumSeqs} exceeds the tokens (${config.maxNumBatchedTokens}) or rows (${config.maxRows}) of a step; lower it`,
-      )
+    checkSchedulerConfig(config)
     this.config = config
-    this.blocks = new BlockPool(config.numBlocks)
-    this.prefixCache = new PrefixCache(this.blocks, config.blockSize, config.cacheKey)
+    this.#memory = new SequenceMemory(config)
+    this.#budget = new StepBudget(config.minChunk ?? 256, config.maxPartialPrefills ?? 4)
     this.#projection = new BlockProjection(config.blockSize)
-    this.#minChunk = config.minChunk ?? 256
-    this.#maxPartialPrefills = config.maxPartialPrefills ?? 4
-    for (let slot = config.numSlots - 1; slot >= 0; slot--) this.#freeSlots.push(slot)
+  }
+
+  get blocks(): BlockPool {
+    return this.#memory.pool
+  }
+
+  get prefixCache(): PrefixCache {
+    return this.#memory.prefixCache
   }
 
   /** Sequences that have not ended, in flight ones included. */
@@ -115,7 +75,7 @@ export class Scheduler {
   }
 
   get numFreeSlots(): number {
-    return this.#freeSlots.length
+    return this.#memory.numFreeSlots
   }
 
   stats(): SchedulerStats {
@@ -141,18 +101,8 @@ export class Scheduler {
    * ERR_QUEUE_FULL when too many wait.
    */
   add(sequence: Sequence): void {
-    const { maxModelLen, maxNumSeqs, numBlocks, blockSize, maxWaiting } = this.config
-    if (sequence.maxLen > maxModelLen)
-      throw new EngineError(
-        'ERR_CONTEXT_LENGTH',
-        `${sequence.promptLen} prompt tokens and up to ${sequence.maxLen - sequence.promptLen} generated ones exceed the context of ${maxModelLen}; shorten the prompt or lower maxTokens`,
-      )
-    const needed = Math.ceil(finalTarget(sequence) / blockSize)
-    if (needed > numBlocks)
-      throw new EngineError(
-        'ERR_KV_EXHAUSTED',
-        `${sequence.maxLen} tokens need ${needed} KV blocks and there are ${numBlocks}; lower maxTokens or raise kvCacheBytes`,
-      )
+    requireFits(sequence, this.config)
+    const { maxNumSeqs, maxWaiting } = this.config
     // What could run at once does not count as waiting, though no step has admitted it yet.
     const ahead = this.#numRunning + this.#preempted.length + this.#waiting.length
     if (ahead >= maxNumSeqs + maxWaiting)
@@ -206,22 +156,18 @@ export class Scheduler {
     plan.id = step
     this.#dropDeparted()
     const preempted = this.#makeRoomForDecodes()
-    this.#tokensLeft = this.config.maxNumBatchedTokens
-    this.#rowsLeft = this.config.maxRows
+    const { maxNumBatchedTokens, maxRows, policy } = this.config
+    this.#budget.begin(maxNumBatchedTokens, maxRows)
     const stalled = this.#planDecodes(plan, nowMs)
-    this.#tokensLeft = Math.min(
-      this.#tokensLeft,
-      this.config.policy.tokenBudget({
-        maxNumBatchedTokens: this.config.maxNumBatchedTokens,
-        numDecodes: plan.numSeqs,
-      }) - plan.numTokens,
-    )
+    const numDecodes = plan.numSeqs
+    this.#budget.limitTokens(policy.tokenBudget({ maxNumBatchedTokens, numDecodes }) - numDecodes)
     this.#continuePrefills()
     if (!preempted && !stalled) this.#admitAll(nowMs)
-    this.#extendPrefills()
+    // What is left after admission goes to prompts in order of admission.
+    for (let i = 0; i < this.#prefills.length; i++) this.#budget.grantRest(this.#prefills[i])
     for (let i = 0; i < this.#prefills.length; i++) {
       const sequence = this.#prefills[i]
-      if (sequence.chunk > 0) this.#append(plan, sequence, sequence.chunk, nowMs)
+      if (sequence.chunk > 0) appendToPlan(plan, sequence, sequence.chunk, nowMs)
       else recordDecision(sequence, 'deferred_budget', step)
     }
     this.#prefills.length = 0
@@ -252,7 +198,7 @@ export class Scheduler {
           plan.accepted[i] = 1
         }
       }
-      if (this.config.prefixCache) this.#enterBlocks(sequence)
+      this.#memory.enterBlocks(sequence)
       if (sequence.inFlight > 0) continue
       if (sequence.state === 'ending') {
         this.#departing.splice(this.#departing.indexOf(sequence), 1)
@@ -288,15 +234,15 @@ export class Scheduler {
   #makeRoomForDecodes(): boolean {
     let needed = 0
     for (let i = 0; i < this.#running.length; i++) {
-      if (this.#needsBlock(this.#running[i])) needed++
+      if (this.#memory.needsBlock(this.#running[i])) needed++
     }
     if (needed <= this.blocks.numAvailable) return false
     let coming = 0
-    for (const sequence of this.#departing) coming += this.#ownBlocks(sequence)
+    for (const sequence of this.#departing) coming += this.#memory.ownBlocks(sequence)
     const candidates = this.#candidates
     candidates.length = 0
     for (const sequence of this.#running) {
-      if (this.#isExhausted(sequence)) coming += this.#ownBlocks(sequence)
+      if (isExhausted(sequence)) coming += this.#memory.ownBlocks(sequence)
       else candidates.push(sequence)
     }
     let preempted = false
@@ -304,8 +250,8 @@ export class Scheduler {
       const index = this.config.policy.victim(candidates)
       const victim = candidates[index]
       candidates.splice(index, 1)
-      if (this.#needsBlock(victim)) needed--
-      if (victim.inFlight > 0) coming += this.#ownBlocks(victim)
+      if (this.#memory.needsBlock(victim)) needed--
+      if (victim.inFlight > 0) coming += this.#memory.ownBlocks(victim)
       this.#preempt(victim)
       preempted = true
     }
@@ -325,18 +271,13 @@ export class Scheduler {
         this.#prefills.push(sequence)
         continue
       }
-      if (this.#needsBlock(sequence)) {
-        const block = this.blocks.allocate()
-        if (block < 0) {
-          recordDecision(sequence, 'stalled_blocks', plan.id)
-          stalled = true
-          continue
-        }
-        sequence.blocks[sequence.numBlocks++] = block
+      if (this.#memory.needsBlock(sequence) && !this.#memory.addBlock(sequence)) {
+        recordDecision(sequence, 'stalled_blocks', plan.id)
+        stalled = true
+        continue
       }
-      this.#tokensLeft--
-      this.#rowsLeft--
-      this.#append(plan, sequence, 1, nowMs)
+      this.#budget.takeDecode()
+      appendToPlan(plan, sequence, 1, nowMs)
     }
     return stalled
   }
@@ -345,13 +286,8 @@ export class Scheduler {
   #continuePrefills(): void {
     const prefills = this.#prefills
     let sharers = prefills.length
-    if (this.#hasWaiting() && sharers < this.#maxPartialPrefills) sharers++
-    this.#numPartial = 0
-    for (let i = 0; i < prefills.length; i++) {
-      prefills[i].chunk = 0
-      this.#grant(prefills[i], this.#share(sharers--))
-      if (isPartial(prefills[i])) this.#numPartial++
-    }
+    if (this.#hasWaiting() && this.#budget.hasRoomBeside(sharers)) sharers++
+    for (let i = 0; i < prefills.length; i++) this.#budget.grantShare(prefills[i], sharers--)
   }
 
   #admitAll(nowMs: number): void {
@@ -365,51 +301,20 @@ export class Scheduler {
         return
       }
       queue.splice(index, 1)
-      const sharers = this.#hasWaiting() && this.#numPartial + 1 < this.#maxPartialPrefills ? 2 : 1
       this.#prefills.push(candidate)
-      candidate.chunk = 0
-      this.#grant(candidate, this.#share(sharers))
-      if (isPartial(candidate)) this.#numPartial++
+      this.#budget.grantShare(candidate, this.#budget.sharersBeside(this.#hasWaiting()))
     }
-  }
-
-  /** What is left after admission goes to prompts in order of admission. */
-  #extendPrefills(): void {
-    for (let i = 0; i < this.#prefills.length && this.#tokensLeft > 0; i++)
-      this.#grant(this.#prefills[i], this.#tokensLeft)
-  }
-
-  #share(sharers: number): number {
-    return Math.max(this.#minChunk, Math.floor(this.#tokensLeft / sharers))
-  }
-
-  /** Adds up to `tokens` to a prompt's chunk, within the token and row budgets. */
-  #grant(sequence: Sequence, tokens: number): void {
-    const remaining = computeTarget(sequence) - sequence.numComputed - sequence.chunk
-    let granted = Math.min(tokens, remaining, this.#tokensLeft)
-    if (granted <= 0) return
-    if (sequence.kind !== 'generate') {
-      // Leave rows for the prompts beside it to sample their first token.
-      if (this.#rowsLeft <= 0) return
-      granted = Math.min(granted, Math.max(1, this.#rowsLeft - this.#maxPartialPrefills))
-      this.#rowsLeft -= granted
-    } else if (granted === remaining) {
-      if (this.#rowsLeft > 0) this.#rowsLeft--
-      else granted--
-    }
-    sequence.chunk += granted
-    this.#tokensLeft -= granted
   }
 
   /** Makes a waiting sequence run, blocks for all its tokens included; or says why not. */
   #tryAdmit(sequence: Sequence): AdmissionRefusal | undefined {
     if (this.#running.length >= this.config.maxNumSeqs) return 'wait_max_seqs'
-    if (this.#numPartial >= this.#maxPartialPrefills) return 'wait_prefill_backlog'
-    if (this.#tokensLeft <= 0 || this.#rowsLeft <= 0) return 'wait_budget'
+    if (this.#budget.isBacklogFull) return 'wait_prefill_backlog'
+    if (this.#budget.isSpent) return 'wait_budget'
     const needsSlot = sequence.kind === 'generate' && sequence.slot < 0
-    if (needsSlot && this.#freeSlots.length === 0) return 'wait_slot'
+    if (needsSlot && this.numFreeSlots === 0) return 'wait_slot'
 
-    const { blockSize, prefixCache } = this.config
+    const memory = this.#memory
     const available = this.blocks.numAvailable
     const alone = this.blocks.numUsed === 0
     if (
@@ -420,16 +325,9 @@ export class Scheduler {
     )
       return sequence.refusal
 
-    const target = computeTarget(sequence)
-    if (sequence.blocks.length === 0)
-      sequence.blocks = new Int32Array(Math.ceil(finalTarget(sequence) / blockSize))
-    const hits =
-      prefixCache && sequence.readsCache
-        ? this.prefixCache.match(sequence.cacheChain, sequence.tokens, target - 1, sequence.blocks)
-        : 0
-    // Hits on cached blocks have left the available ones by now, like those still to allocate.
-    const needed = Math.ceil(target / blockSize) - hits
+    const needed = memory.takeCached(sequence)
     const verdict = this.config.policy.admission({
+      // Cached blocks it has just taken were available before, like those it still needs.
       neededBlocks: needed + (available - this.blocks.numAvailable),
       availableBlocks: available,
       totalBlocks: this.config.numBlocks,
@@ -441,9 +339,8 @@ export class Scheduler {
       ),
       alone,
     })
-    sequence.numBlocks = hits
     if (verdict !== 'admit') {
-      this.#releaseBlocks(sequence)
+      this.#memory.releaseBlocks(sequence)
       sequence.refusal = verdict
       sequence.refusedStep = this.#nextStep
       sequence.refusedAvailable = available
@@ -454,77 +351,27 @@ export class Scheduler {
         'ERR_INTERNAL',
         `policy ${this.config.policy.name} admitted a sequence that needs ${needed} blocks with ${this.blocks.numAvailable} available`,
       )
-    for (let i = 0; i < needed; i++) sequence.blocks[sequence.numBlocks++] = this.blocks.allocate()
-    sequence.numHitBlocks = hits
-    sequence.numEntered = hits
-    sequence.numComputed = hits * blockSize
-    sequence.numSettled = sequence.numComputed
+    memory.takeRest(sequence, needed)
     sequence.refusal = undefined
-    if (needsSlot) sequence.slot = this.#freeSlots.pop() as number
+    if (needsSlot) memory.takeSlot(sequence)
     recordDecision(
       sequence,
       sequence.state === 'preempted' ? 'resumed' : 'admitted',
       this.#nextStep,
     )
-    if (sequence.state === 'waiting' && sequence.readsCache && prefixCache) {
+    if (sequence.state === 'waiting' && memory.readsCache(sequence)) {
       sequence.numCachedTokens = sequence.numComputed
       this.#prefixQueries += sequence.promptLen
       this.#prefixHits += sequence.numComputed
     }
-    if (hits > 0) recordDecision(sequence, 'prefix_hit', this.#nextStep)
+    if (sequence.numHitBlocks > 0) recordDecision(sequence, 'prefix_hit', this.#nextStep)
     sequence.state = 'running'
     this.#running.push(sequence)
     this.#numRunning++
     return undefined
   }
 
-  #append(plan: StepPlan, sequence: Sequence, count: number, nowMs: number): void {
-    const i = plan.numSeqs++
-    const samples =
-      sequence.kind === 'generate' && sequence.numComputed + count === sequence.numTokens
-    const rows = sequence.kind === 'generate' ? (samples ? 1 : 0) : count
-    const reason: Reason = count === 1 && sequence.numComputed > 0 ? 'decode' : 'prefill'
-    recordDecision(sequence, reason, plan.id)
-    plan.seqs[i] = sequence
-    plan.starts[i] = sequence.numComputed
-    plan.counts[i] = count
-    plan.firstRows[i] = plan.numRows
-    plan.rowCounts[i] = rows
-    plan.samples[i] = samples ? 1 : 0
-    plan.isFirst[i] = sequence.firstPlannedMs < 0 ? 1 : 0
-    if (sequence.firstPlannedMs < 0) sequence.firstPlannedMs = nowMs
-    plan.numRows += rows
-    plan.numTokens += count
-    sequence.numComputed += count
-    if (samples) sequence.numTokens++
-    sequence.inFlight++
-  }
-
-  // ---- blocks and slots ----
-
-  /** It has caught up, and its next token begins a block. */
-  #needsBlock(sequence: Sequence): boolean {
-    return (
-      sequence.numComputed === sequence.numBlocks * this.config.blockSize &&
-      computeTarget(sequence) > sequence.numComputed
-    )
-  }
-
-  /** Everything it will ever compute is planned. */
-  #isExhausted(sequence: Sequence): boolean {
-    return (
-      computeTarget(sequence) === sequence.numComputed &&
-      (sequence.kind !== 'generate' || sequence.numTokens === sequence.maxLen)
-    )
-  }
-
-  /** Blocks that become available when it lets go. */
-  #ownBlocks(sequence: Sequence): number {
-    let own = 0
-    for (let i = 0; i < sequence.numBlocks; i++)
-      if (this.blocks.refCount(sequence.blocks[i]) === 1) own++
-    return own
-  }
+  // ---- leaving ----
 
   #preempt(sequence: Sequence): void {
     recordDecision(sequence, 'preempted', this.#nextStep)
@@ -540,7 +387,7 @@ export class Scheduler {
   }
 
   #requeue(sequence: Sequence): void {
-    this.#releaseBlocks(sequence)
+    this.#memory.releaseBlocks(sequence)
     sequence.numComputed = 0
     sequence.numSettled = 0
     sequence.state = 'preempted'
@@ -550,37 +397,20 @@ export class Scheduler {
   }
 
   #free(sequence: Sequence): void {
-    this.#releaseBlocks(sequence)
-    if (sequence.slot >= 0) this.#freeSlots.push(sequence.slot)
-    sequence.slot = -1
+    this.#memory.releaseBlocks(sequence)
+    this.#memory.releaseSlot(sequence)
     sequence.state = 'ended'
-  }
-
-  /** Back to the pool, last block first. */
-  #releaseBlocks(sequence: Sequence): void {
-    for (let i = sequence.numBlocks - 1; i >= 0; i--) this.blocks.release(sequence.blocks[i])
-    sequence.numBlocks = 0
-    sequence.numHitBlocks = 0
-    sequence.numEntered = 0
-    sequence.cacheChain.set(sequence.cacheRoot)
-  }
-
-  /** Full blocks of confirmed tokens whose KV is written become findable. */
-  #enterBlocks(sequence: Sequence): void {
-    const { blockSize } = this.config
-    const sure = Math.min(sequence.numSettled, sequence.numConfirmed)
-    while ((sequence.numEntered + 1) * blockSize <= sure) {
-      const index = sequence.numEntered++
-      this.prefixCache.enter(
-        sequence.cacheChain,
-        sequence.tokens,
-        index * blockSize,
-        sequence.blocks[index],
-      )
-    }
   }
 
   #hasWaiting(): boolean {
     return this.#preempted.length > 0 || this.#waiting.length > 0
   }
+}
+
+/** Everything it will ever compute is planned. */
+function isExhausted(sequence: Sequence): boolean {
+  return (
+    computeTarget(sequence) === sequence.numComputed &&
+    (sequence.kind !== 'generate' || sequence.numTokens === sequence.maxLen)
+  )
 }
