@@ -54,20 +54,29 @@ void scale_mul(const float* x, float scale, const float* weight, int64_t count, 
   });
 }
 
-void silu_mul(const float* gate, const float* up, int64_t count, float* out) {
-  for_vectors(count, [&](int64_t i, int64_t n) {
-    const Vec x = load_n(gate + i, n);
-    store_n(out + i, Simd::mul(Simd::mul(x, logistic(x)), load_n(up + i, n)), n);
-  });
-}
+// silu(x) = x · logistic(x)
+struct Silu {
+  static Vec of(Vec x) { return Simd::mul(x, logistic(x)); }
+};
 
-// gelu_tanh(x) = x/2 · (1 + tanh(u)) = x · logistic(2u) with u = sqrt(2/π) · (x + 0.044715 x³).
-void gelu_mul(const float* gate, const float* up, int64_t count, float* out) {
-  for_vectors(count, [&](int64_t i, int64_t n) {
-    const Vec x = load_n(gate + i, n);
+// gelu_tanh(x) = x/2 · (1 + tanh(u)) = x · logistic(2u) with u = sqrt(2/π) · (x + 0.044715 x³)
+struct Gelu {
+  static Vec of(Vec x) {
     const Vec cubic = Simd::fma(Simd::mul(Simd::mul(x, x), Simd::set(0.044715f)), x, x);
-    const Vec gelu = Simd::mul(x, logistic(Simd::mul(cubic, Simd::set(1.5957691216057308f))));
-    store_n(out + i, Simd::mul(gelu, load_n(up + i, n)), n);
+    return Simd::mul(x, logistic(Simd::mul(cubic, Simd::set(1.5957691216057308f))));
+  }
+};
+
+template <typename Activation>
+void gated_mul(DType dtype, const std::byte* gate, const std::byte* up, int64_t count,
+               std::byte* out) {
+  with_elements(dtype, out, [&](auto* y) {
+    using T = std::remove_pointer_t<decltype(y)>;
+    const T* g = reinterpret_cast<const T*>(gate);
+    const T* u = reinterpret_cast<const T*>(up);
+    for_vectors(count, [&](int64_t i, int64_t n) {
+      store_n(y + i, Simd::mul(Activation::of(load_n(g + i, n)), load_n(u + i, n)), n);
+    });
   });
 }
 
@@ -104,9 +113,12 @@ int64_t find_first(const float* x, int64_t count, float value) {
 int64_t select_at_least(const float* x, int64_t count, float threshold, int32_t* indices) {
   const Vec least = Simd::set(threshold);
   int64_t found = 0;
+  // Without a branch on each element: which ones pass cannot be predicted.
   const auto scan = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      if (x[i] >= threshold) indices[found++] = static_cast<int32_t>(i);
+    for (int64_t i = begin; i < end; ++i) {
+      indices[found] = static_cast<int32_t>(i);
+      found += x[i] >= threshold ? 1 : 0;
+    }
   };
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes)
@@ -178,8 +190,8 @@ constexpr VectorKernels row_kernels() {
       .accumulate = accumulate_row,
       .sum_squares = sum_squares,
       .scale_mul = scale_mul,
-      .silu_mul = silu_mul,
-      .gelu_mul = gelu_mul,
+      .silu_mul = gated_mul<Silu>,
+      .gelu_mul = gated_mul<Gelu>,
       .rotate = rotate,
       .max = max_of,
       .find = find_first,

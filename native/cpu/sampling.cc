@@ -4,6 +4,7 @@
 #include "cpu/sampling.h"
 
 #include <algorithm>
+#include <bit>
 #include <cfloat>
 #include <cmath>
 #include <limits>
@@ -36,17 +37,62 @@ double mass_of(const float* weights, std::span<const int32_t> tokens) {
   return mass;
 }
 
-// The shortest prefix of `tokens`, in order of precedence, whose weights reach `target`:
-// quickselect on mass instead of rank. Reorders tokens so that the prefix comes first, its last
-// token at the end; returns its length.
+// Weights in [0, 1] by their leading bits: sixteen bins to the octave, in ascending order.
+constexpr int kBins = (0x3f800000 >> 19) + 1;
+
+int bin_of(float weight) { return static_cast<int>(std::bit_cast<uint32_t>(weight) >> 19); }
+
+// The heaviest bins of candidates, down to the one in which a running total (of tokens or of their
+// weights) reaches its target.
+template <typename Amount>
+struct Boundary {
+  int bin = 0;
+  Amount above = 0;  // total of the bins above
+};
+
+template <typename Amount, typename AmountOf>
+Boundary<Amount> find_boundary(const float* weights, std::span<const int32_t> candidates,
+                               Amount target, const AmountOf& amount_of) {
+  Amount amounts[kBins] = {};
+  for (const int32_t token : candidates) amounts[bin_of(weights[token])] += amount_of(token);
+  Boundary<Amount> boundary{.bin = kBins - 1};
+  while (boundary.bin > 0 && boundary.above + amounts[boundary.bin] < target)
+    boundary.above += amounts[boundary.bin--];
+  return boundary;
+}
+
+// Candidates whose weight is in `bin`, in ascending order.
+std::span<int32_t> in_bin(const float* weights, std::span<const int32_t> candidates, int bin,
+                          std::span<int32_t> out) {
+  size_t found = 0;
+  for (const int32_t token : candidates) {  // no branch: see VectorKernels::select
+    out[found] = token;
+    found += bin_of(weights[token]) == bin ? 1 : 0;
+  }
+  return out.first(found);
+}
+
+// The k-th largest weight among at least k candidates.
+float kth_weight(const float* weights, std::span<const int32_t> candidates, int64_t k,
+                 std::span<int32_t> scratch) {
+  const auto boundary =
+      find_boundary<int64_t>(weights, candidates, k, [](int32_t) { return int64_t{1}; });
+  const std::span<int32_t> edge = in_bin(weights, candidates, boundary.bin, scratch);
+  const auto kth = edge.begin() + (k - boundary.above - 1);
+  std::nth_element(edge.begin(), kth, edge.end(), Precedes{weights});
+  return weights[*kth];
+}
+
+// The length of the shortest prefix of `tokens`, in order of precedence, whose weights reach
+// `target`: quickselect on mass instead of rank. The prefix is moved to the front, its last token
+// at its end.
 size_t prefix_length(const float* weights, std::span<int32_t> tokens, double target) {
-  const Precedes precedes{weights};
   size_t begin = 0;  // everything before is in the prefix
   size_t end = tokens.size();
   while (end - begin > 1) {
     const size_t middle = begin + (end - begin) / 2;
     std::nth_element(tokens.begin() + begin, tokens.begin() + middle, tokens.begin() + end,
-                     precedes);
+                     Precedes{weights});
     const double mass = mass_of(weights, tokens.subspan(begin, middle - begin));
     if (mass >= target) {
       end = middle;
@@ -58,32 +104,36 @@ size_t prefix_length(const float* weights, std::span<int32_t> tokens, double tar
   return begin + 1;
 }
 
-// Zeroes the weights that top-k and top-p exclude. `total` is the sum of all weights.
-void apply_cuts(const VectorKernels& kernels, std::span<float> weights, double total, int64_t top_k,
-                float top_p, std::span<int32_t> scratch) {
+// Zeroes the weights that top-k excludes; returns the sum of the others.
+double apply_top_k(const VectorKernels& kernels, std::span<float> weights, int64_t k,
+                   const SampleScratch& scratch) {
   const int64_t count = size_of(weights);
   std::span<int32_t> candidates;
   for (const float threshold : kThresholds) {
-    candidates = scratch.first(kernels.select(weights.data(), count, threshold, scratch.data()));
-    const bool enough = top_k > 0 ? static_cast<int64_t>(candidates.size()) >= top_k
-                                  : mass_of(weights.data(), candidates) >= top_p * total;
-    if (enough) break;
+    candidates = scratch.candidates.first(
+        kernels.select(weights.data(), count, threshold, scratch.candidates.data()));
+    if (static_cast<int64_t>(candidates.size()) >= k) break;
   }
-  float least = 0;
-  if (top_k > 0) {
-    const auto kth = candidates.begin() + (top_k - 1);
-    std::nth_element(candidates.begin(), kth, candidates.end(), Precedes{weights.data()});
-    least = weights[*kth];
-    const auto kept = std::partition(candidates.begin(), candidates.end(),
-                                     [&](int32_t token) { return weights[token] >= least; });
-    candidates = candidates.first(kept - candidates.begin());
-    total = mass_of(weights.data(), candidates);
-  }
-  if (top_p < 1) {
-    const size_t length = prefix_length(weights.data(), candidates, top_p * total);
-    least = weights[candidates[length - 1]];
-    for (const int32_t token : candidates.subspan(length)) weights[token] = 0;
-  }
+  const float least = kth_weight(weights.data(), candidates, k, scratch.edge);
+  kernels.clear_below(weights.data(), count, least);
+  return kernels.sum(weights.data(), count);
+}
+
+// Zeroes the weights that top-p excludes. `total` is the sum of all weights.
+void apply_top_p(const VectorKernels& kernels, std::span<float> weights, double total, float top_p,
+                 const SampleScratch& scratch) {
+  const int64_t count = size_of(weights);
+  const double target = top_p * total;
+  // Tokens below the threshold weigh less than total − target together, so top-p needs none.
+  const auto threshold = static_cast<float>((total - target) / static_cast<double>(count));
+  const std::span<int32_t> candidates = scratch.candidates.first(
+      kernels.select(weights.data(), count, threshold, scratch.candidates.data()));
+  const auto boundary = find_boundary<double>(weights.data(), candidates, target,
+                                              [&](int32_t token) { return weights[token]; });
+  const std::span<int32_t> edge = in_bin(weights.data(), candidates, boundary.bin, scratch.edge);
+  const size_t length = prefix_length(weights.data(), edge, target - boundary.above);
+  const float least = weights[edge[length - 1]];
+  for (const int32_t token : edge.subspan(length)) weights[token] = 0;
   kernels.clear_below(weights.data(), count, least);
 }
 
@@ -124,17 +174,17 @@ int32_t argmax(const VectorKernels& kernels, std::span<const float> logits) {
 }
 
 int32_t sample_token(const VectorKernels& kernels, std::span<const float> logits,
-                     const SamplingParams& params, std::span<float> weights,
-                     std::span<int32_t> candidates) {
+                     const SamplingParams& params, const SampleScratch& scratch) {
   if (!(params.temperature >= kGreedyTemperature)) return argmax(kernels, logits);
   const int64_t count = size_of(logits);
   const float largest = std::min(kernels.max(logits.data(), count), FLT_MAX);
   if (largest == -kInfinity) return 0;
-  const double total =
+  const std::span<float> weights = scratch.weights;
+  double total =
       kernels.exp_weights(logits.data(), count, largest, 1.0f / params.temperature, weights.data());
-  const int64_t top_k = params.top_k < count ? params.top_k : 0;
-  if (top_k > 0 || params.top_p < 1)
-    apply_cuts(kernels, weights, total, top_k, params.top_p, candidates);
+  if (params.top_k > 0 && params.top_k < count)
+    total = apply_top_k(kernels, weights, params.top_k, scratch);
+  if (params.top_p < 1) apply_top_p(kernels, weights, total, params.top_p, scratch);
   if (params.min_p > 0) kernels.clear_below(weights.data(), count, std::min(params.min_p, 1.0f));
   return invert(kernels, weights, philox_uniform(params.seed, params.position));
 }

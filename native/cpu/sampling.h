@@ -28,11 +28,16 @@ struct TokenLogprob {
 // The most likely token, ties to the lower id.
 int32_t argmax(const VectorKernels& kernels, std::span<const float> logits);
 
+// Memory for sample_token; each piece has the row's size.
+struct SampleScratch {
+  std::span<float> weights;
+  std::span<int32_t> candidates;
+  std::span<int32_t> edge;
+};
+
 // Draws a token: temperature, then top-k, then top-p on what top-k left, then min-p.
-// Each piece of scratch has the row's size.
 int32_t sample_token(const VectorKernels& kernels, std::span<const float> logits,
-                     const SamplingParams& params, std::span<float> weights,
-                     std::span<int32_t> candidates);
+                     const SamplingParams& params, const SampleScratch& scratch);
 
 // log Σ exp(logit); 0 for a row of −∞, whose log-probabilities are −∞.
 double log_sum_exp(const VectorKernels& kernels, std::span<const float> logits);

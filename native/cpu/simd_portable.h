@@ -14,6 +14,7 @@ namespace {
 struct Simd {
   using Vec = float __attribute__((vector_size(16)));
   using Ints = int32_t __attribute__((vector_size(16)));
+  using Halves = uint16_t __attribute__((vector_size(8)));
   static constexpr int kLanes = 4;
   // Sums of a matrix tile: 4 rows · 2 vectors, 8 of 16 registers.
   static constexpr int kTileRows = 4;
@@ -66,13 +67,23 @@ struct Simd {
     std::memcpy(&value, p, sizeof value);
     return value;
   }
-  template <typename T>
-  static Vec load(const T* p) {
+  static Vec load(const bf16* p) {
+    Halves halves;
+    std::memcpy(&halves, p, sizeof halves);
+    return floats(__builtin_convertvector(halves, Ints) << 16);
+  }
+  static Vec load(const f16* p) {
     return Vec{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
   }
   static void store(float* p, Vec a) { std::memcpy(p, &a, sizeof a); }
   static void store(bf16* p, Vec a) {
-    for (int i = 0; i < kLanes; ++i) p[i] = to_bf16(a[i]);
+    // Nearest even by adding 0x7fff and the kept low bit; NaN is quieted instead.
+    const Ints kept = ints(a) >> 16;
+    const Ints rounded = (ints(a) + 0x7fff + (kept & 1)) >> 16;
+    const Ints is_nan = a != a;
+    const Halves halves =
+        __builtin_convertvector((is_nan & (kept | 0x40)) | (~is_nan & rounded), Halves);
+    std::memcpy(p, &halves, sizeof halves);
   }
   static void store(f16* p, Vec a) {
     for (int i = 0; i < kLanes; ++i) p[i] = to_f16(a[i]);

@@ -24,9 +24,11 @@ struct VectorKernels {
   float (*sum_squares)(const float* x, int64_t n);
   // out[i] = x[i] · scale · weight[i]; out may be x
   void (*scale_mul)(const float* x, float scale, const float* weight, int64_t n, float* out);
-  // out[i] = silu(gate[i]) · up[i], or gelu_tanh(gate[i]) · up[i]; out may be gate
-  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
-  void (*gelu_mul)(const float* gate, const float* up, int64_t n, float* out);
+  // out[i] = silu(gate[i]) · up[i], or gelu_tanh(gate[i]) · up[i], all of one dtype.
+  void (*silu_mul)(DType dtype, const std::byte* gate, const std::byte* up, int64_t n,
+                   std::byte* out);
+  void (*gelu_mul)(DType dtype, const std::byte* gate, const std::byte* up, int64_t n,
+                   std::byte* out);
   // Rotates the pairs (x[i], x[i + half]) by the angles whose cosines and sines are given.
   void (*rotate)(float* x, const float* cos, const float* sin, int64_t half);
   // The largest element, NaN left out; −∞ when there is none.
