@@ -156,6 +156,36 @@ describe('a real program', () => {
   })
 })
 
+test('every wait of a compiled program is needed: without any one of them it is refused', async () => {
+  const folder = fileURLToPath(new URL('fixtures/golden/gemma3', import.meta.url))
+  const { program, manifest } = compileModel(loadModel(folder), {
+    tensorParallel: 2,
+    parts: 3,
+    precision: 'f32',
+    limits: LIMITS,
+  })
+  const runtime = openRuntime(2, { heapBytes: program.arenaBytes })
+  await runtime.loadWeights(JSON.stringify(manifest))
+  await runtime.loadProgram(JSON.stringify(program))
+  const outcomes: string[] = []
+  for (const [index, op] of program.ops.entries()) {
+    for (const removed of op.waits) {
+      const ops = [...program.ops]
+      ops[index] = { ...op, waits: op.waits.filter((wait) => wait !== removed) }
+      const load = runtime.loadProgram(JSON.stringify({ ...program, ops }))
+      outcomes.push(
+        await load.then(
+          () => `loaded without ${op.label} waiting for ${program.ops[removed]!.label}`,
+          (error) => toEngineError(error).code,
+        ),
+      )
+    }
+  }
+  expect(outcomes.length).toBeGreaterThan(50)
+  expect([...new Set(outcomes)]).toEqual(['ERR_PROGRAM'])
+  await runtime.close()
+})
+
 describe('hostile programs', () => {
   const withOp = (changes: Partial<ProgramOp>) =>
     twoBufferProgram(1, [{ ...sumOp(), ...changes } as ProgramOp])

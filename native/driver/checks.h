@@ -17,6 +17,9 @@ void check_cycles(int cycles);
 // Barriers over 1..8 threads: visibility, delayed and dead ranks, wrap-around of the epochs.
 void check_barriers();
 
+// Thread pools of 1..8 threads: every index once, visible on both sides.
+void check_pools();
+
 // all_reduce_rms_norm through whole runtimes of 1..8 ranks against a float64 reference, and a dead
 // rank's root cause.
 void check_collectives();

@@ -12,7 +12,7 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: nanoweave_driver run FOLDER [ITERATIONS]      execute a recorded run\n"
-    "       nanoweave_driver protocol                     barriers and collectives\n"
+    "       nanoweave_driver protocol                     pools, barriers and collectives\n"
     "       nanoweave_driver cycles [N]                   load and close, nothing may grow\n"
     "       nanoweave_driver fuzz FOLDER [N] [SEED]       mutated programs and steps\n";
 
@@ -25,6 +25,7 @@ int run(const std::vector<std::string>& args) {
   if (command == "run" && args.size() >= 2) {
     nanoweave::run_recording(args[1], number(args, 2, 1));
   } else if (command == "protocol") {
+    nanoweave::check_pools();
     nanoweave::check_barriers();
     nanoweave::check_collectives();
   } else if (command == "cycles") {

@@ -6,6 +6,7 @@
 
 #include "node/errors.h"
 #include "node/options.h"
+#include "ops/op.h"
 
 namespace nanoweave {
 
@@ -25,8 +26,9 @@ LiveObjects& live_objects() {
 }  // namespace
 
 Napi::Function RuntimeObject::define(Napi::Env env) {
-  // process.exit() ends the main thread's environment without its cleanup hooks.
-  static const bool registered = std::atexit(on_process_exit) == 0;
+  // process.exit() ends the main thread's environment without its cleanup hooks. Exit handlers run
+  // in reverse order: the op table, which loading threads use, must exist before ours.
+  static const bool registered = !op_table().empty() && std::atexit(on_process_exit) == 0;
   if (!registered) throw Napi::Error::New(env, "cannot register an exit handler");
   return DefineClass(
       env, "Runtime",
