@@ -37,6 +37,7 @@ export type ErrorCode = (typeof ERROR_CODES)[number]
 
 /** Where in a run a failure happened; absent where it does not apply. */
 export interface ErrorDetails {
+  /** The rank that failed; with ERR_RANK_TIMEOUT the one that did not arrive. */
   readonly rank?: number
   /** Label of the op, as `nanoweave plan` prints it. */
   readonly op?: string
