@@ -108,6 +108,50 @@ void add_faults(Cases& cases) {
   }
 }
 
+// The collective between ops that write what it reads, read what it wrote at once, and overwrite
+// what it read: each device runs ahead as far as the barriers let it. form: for both reductions.
+void add_pipelines(Cases& cases, const Placement& placement, int64_t rows, int64_t cols) {
+  for (const std::string kind : {"all_reduce", "all_gather", "all_reduce_rms_norm"}) {
+    OpCase c("between copies, " + case_name(placement, DType::kBf16, rows, cols) + " " + kind,
+             "copy", placement.tp);
+    place(c, placement);
+    const int64_t out_cols = kind == "all_gather" ? cols * placement.tp : cols;
+    const View first = c.arena("first", DType::kBf16, Symbol::kTokens, cols);
+    const View second = c.arena("second", DType::kBf16, Symbol::kTokens, cols);
+    const View x = c.arena("x", DType::kBf16, Symbol::kTokens, cols, Fill::kPoison);
+    const View y = c.arena("y", DType::kBf16, Symbol::kTokens, out_cols, Fill::kPoison);
+    const View residual = c.arena("residual", DType::kBf16, Symbol::kTokens, cols);
+    const View weight = c.vector_weight("weight", cols);
+    const auto copy = [&](View from, View to) {
+      c.in(from);
+      c.out(to);
+    };
+    const auto collect = [&](const char* result) {
+      c.next_op(kind.c_str());
+      c.in(x);
+      if (kind == "all_reduce_rms_norm") {
+        c.in(residual);
+        c.in(weight);
+        c.absent();
+        c.attrs(R"({"eps": 1e-5})");
+        c.out(y);
+        c.out(residual);
+      } else {
+        c.out(y);
+      }
+      c.next_op("copy");
+      copy(y, c.arena(result, DType::kBf16, Symbol::kTokens, out_cols, Fill::kPoison));
+    };
+    copy(first, x);
+    collect("result of the first");
+    c.next_op("copy");
+    copy(second, x);
+    collect("result of the second");
+    c.steps[0].add_tokens(rows, 64);
+    cases.push_back(std::move(c));
+  }
+}
+
 void add_parts_and_groups(Cases& cases) {
   for (const int part : {0, 1, 2}) {  // part 1 is empty
     OpCase c = fused_case(kPlacements[2], DType::kF16, 50, 40, "auto", true);
@@ -130,10 +174,8 @@ void add_parts_and_groups(Cases& cases) {
 void add_multicast(Cases& cases) {
   for (const DType dtype : kDTypes) {
     for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{3, 24}, {40, 520}}) {
-      OpCase sum =
-          reduce_case("all_reduce", kPlacements[2], dtype, rows, cols, Fill::kIntegers);
-      OpCase fused =
-          fused_case(kPlacements[5], dtype, rows, cols, "auto", true, Fill::kIntegers);
+      OpCase sum = reduce_case("all_reduce", kPlacements[2], dtype, rows, cols, Fill::kIntegers);
+      OpCase fused = fused_case(kPlacements[5], dtype, rows, cols, "auto", true, Fill::kIntegers);
       OpCase gather = gather_case(kPlacements[3], dtype, rows, cols);
       for (OpCase* c : {&sum, &fused, &gather}) {
         c->name += ", multicast";
@@ -170,6 +212,12 @@ void add_collective_cases(Cases& cases) {
   wrap.first_epoch = 0xfffffffbu;
   wrap.repeats = 5;
   cases.push_back(std::move(wrap));
+  for (const Placement& placement : {Placement{"2 devices", 2, {0, 1}, {0, 2}},
+                                     Placement{"4 devices", 4, {0, 1, 2, 3}, {3, 0, 9, 0}},
+                                     Placement{"2 devices of 2", 4, {0, 1, 0, 1}, {1, 0}}}) {
+    add_pipelines(cases, placement, 3, 136);    // one shot
+    add_pipelines(cases, placement, 70, 3072);  // two shots
+  }
   add_parts_and_groups(cases);
   add_multicast(cases);
   add_faults(cases);
