@@ -17,7 +17,7 @@ std::vector<int32_t> encode_result(const Step& step, const StepResult& result) {
   for (size_t g = 0; g < result.groups.size(); ++g) {
     const StepResult::Group& group = result.groups[g];
     const auto index = static_cast<int32_t>(g);
-    // A float and an int32 word have the same size; the bits are copied below.
+    // Floats seen as words: only their bytes are copied, below.
     const std::span<const int32_t> logprobs(reinterpret_cast<const int32_t*>(group.logprobs.data()),
                                             group.logprobs.size());
     sections.push_back({ResultSection::kSampled, index, group.sampled});
@@ -44,7 +44,7 @@ std::vector<int32_t> encode_result(const Step& step, const StepResult& result) {
     offset += section.words.size();
   }
   for (const Section& section : sections) {
-    // memcpy semantics: logprobs are floats seen as words.
+    if (section.words.empty()) continue;
     const size_t at = words.size();
     words.resize(at + section.words.size());
     std::memcpy(words.data() + at, section.words.data(), section.words.size_bytes());

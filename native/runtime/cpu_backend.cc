@@ -188,7 +188,7 @@ void CpuBackend::write(int program_id, const std::string& buffer, int rank,
   if (static_cast<int64_t>(bytes.size()) > arena.bytes)
     fail(ErrorCode::kUsage, "%zu bytes for '%s', which has %lld", bytes.size(), buffer.c_str(),
          static_cast<long long>(arena.bytes));
-  std::memcpy(arena.data, bytes.data(), bytes.size());
+  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<uint8_t*>(arena.data));
 }
 
 }  // namespace nanoweave

@@ -1,5 +1,6 @@
 #include "runtime/weight_store.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/error.h"
@@ -108,7 +109,7 @@ void WeightStore::write(const std::string& name, int rank, const std::vector<uin
   if (static_cast<int64_t>(bytes.size()) > buffer.bytes)
     fail(ErrorCode::kUsage, "%zu bytes for '%s', which has %lld", bytes.size(), name.c_str(),
          static_cast<long long>(buffer.bytes));
-  std::memcpy(buffer.data[rank], bytes.data(), bytes.size());
+  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<uint8_t*>(buffer.data[rank]));
 }
 
 }  // namespace nanoweave
