@@ -15,7 +15,7 @@ export interface TimedProgram {
 }
 
 /** One sample runs the program until this much time has passed: the clock counts microseconds. */
-const SAMPLE_US = 20_000
+const SAMPLE_US = 100_000
 const WARM_UP_RUNS = 2
 
 /** Collects what the notes of a suite say about disturbance. */
