@@ -230,11 +230,16 @@ describe('arguments', () => {
   })
 
   it('are settings of name and value', () => {
-    expect([...parseSettings(['a=1', 'b=x=y'])]).toEqual([
-      ['a', '1'],
-      ['b', 'x=y'],
+    const suite = findSuite('engine')
+    expect([...parseSettings(['model=tiny', 'cpuIsa=x=y'], suite)]).toEqual([
+      ['model', 'tiny'],
+      ['cpuIsa', 'x=y'],
     ])
-    expect(() => parseSettings(['=1'])).toThrow(expect.objectContaining({ code: 'ERR_USAGE' }))
+    for (const pair of ['=1', 'model', 'other=1']) {
+      expect(() => parseSettings([pair], suite)).toThrow(
+        expect.objectContaining({ code: 'ERR_USAGE' }),
+      )
+    }
   })
 
   it('may name a peaks file, which must hold rates', () => {

@@ -54,13 +54,21 @@ export function parseSizes(
   })
 }
 
-/** `name=value` settings; every one may be given once. */
-export function parseSettings(pairs: readonly string[]): ReadonlyMap<string, string> {
+/** `name=value` settings that the suite knows; the last of a name counts. */
+export function parseSettings(
+  pairs: readonly string[],
+  suite: BenchSuite,
+): ReadonlyMap<string, string> {
   const settings = new Map<string, string>()
   for (const pair of pairs) {
     const equals = pair.indexOf('=')
     if (equals < 1) throw new EngineError('ERR_USAGE', `setting ${pair}: expected name=value`)
-    settings.set(pair.slice(0, equals), pair.slice(equals + 1))
+    const name = pair.slice(0, equals)
+    if (!suite.settingNames.includes(name)) {
+      const names = suite.settingNames.join(', ')
+      throw new EngineError('ERR_USAGE', `setting ${name}: bench ${suite.name} has ${names}`)
+    }
+    settings.set(name, pair.slice(equals + 1))
   }
   return settings
 }

@@ -181,7 +181,6 @@ export class OpRuntime {
     context: BenchContext,
     programs: readonly Program[],
     contents: WeightContents,
-    cpuIsa = 'auto',
   ): Promise<OpRuntime> {
     const { ranks, threads, device } = context
     const folder = mkdtempSync(path.join(os.tmpdir(), 'nanoweave-bench-'))
@@ -194,7 +193,7 @@ export class OpRuntime {
         threadsPerRank: Math.max(1, Math.floor(threads / ranks)),
         waitTimeoutMs: 60_000,
         deterministic: false,
-        cpuIsa,
+        cpuIsa: context.settings.get('cpuIsa') ?? 'auto',
       })
       const manifest = writeWeights(folder, programs, ranks, contents)
       await runtime.loadWeights(JSON.stringify(manifest))

@@ -72,6 +72,8 @@ export interface BenchSuite {
   /** What `--sizes` means here, and the sizes taken without it. */
   readonly sizeNames: readonly string[]
   readonly defaultSizes: readonly (readonly number[])[]
+  /** Names that `--set` takes here. */
+  readonly settingNames: readonly string[]
   run(context: BenchContext): Promise<SuiteResult>
 }
 

@@ -197,6 +197,7 @@ function attentionSuite(
     summary,
     sizeNames,
     defaultSizes,
+    settingNames: ['cpuIsa'],
     async run(context) {
       const meter = new OpMeter(context)
       const rows: BenchRow[] = []

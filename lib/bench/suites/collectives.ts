@@ -146,6 +146,7 @@ function collectiveSuite(name: string, summary: string, kinds: readonly Kind[]):
       [512, 1024],
       [512, 4096],
     ],
+    settingNames: ['cpuIsa'],
     async run(context) {
       const meter = new OpMeter(context)
       const rows: BenchRow[] = []

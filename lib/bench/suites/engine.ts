@@ -156,13 +156,13 @@ async function measureCase(
   ): BenchRow => ({
     op,
     shape: `${one.sequences}×${one.promptTokens}${op === 'decode' ? `+${one.newTokens}` : ''}`,
-    dtype: 'bf16',
+    dtype: context.dtype,
     ranks: context.ranks,
     ours: measured(0, pick),
     ...(both.length > 1 && { baseline: measured(1, pick) }),
     ...work,
     memoryPeak: 'read',
-    computePeak: 'bf16',
+    computePeak: context.dtype,
     tokens,
     checked: (verified?.positions ?? 0) + context.rounds,
     wrong: (verified?.wrong ?? 0) + unsteady,
@@ -238,7 +238,7 @@ async function runEngineBench(context: BenchContext): Promise<SuiteResult> {
     const about = await ours.ask({
       ...request,
       model: folder,
-      settings: { ...settings, tensorParallel: context.ranks },
+      settings: { ...settings, tensorParallel: context.ranks, precision: context.dtype },
     })
     const peerAbout =
       peer === undefined
@@ -310,5 +310,6 @@ export const engineSuite: BenchSuite = {
     [1, 512, 64],
     [8, 128, 64],
   ],
+  settingNames: ['model', 'cpuIsa', 'nanoBatches', 'flashAttention'],
   run: runEngineBench,
 }

@@ -68,12 +68,7 @@ async function runMatmul(
     const w = builder.weight(`w${set}`, dtype, [n, k], 'matmul')
     builder.add(`matmul.${set}`, matmul({ x, weight: w, y }))
   }
-  const runtime = await OpRuntime.open(
-    context,
-    [placeApart(builder)],
-    contents,
-    context.settings.get('cpuIsa'),
-  )
+  const runtime = await OpRuntime.open(context, [placeApart(builder)], contents)
   try {
     const x = randomBytes(m * k, dtype, halfWidthOf(1), 1)
     for (let rank = 0; rank < ranks; rank++) {
@@ -122,6 +117,7 @@ export const matmulSuite: BenchSuite = {
   name: 'matmul',
   summary: 'x · Wᵀ with packed weights, one row to many',
   sizeNames: ['M', 'N', 'K'],
+  settingNames: ['cpuIsa'],
   defaultSizes: [1, 8, 512].flatMap((m) => MODEL_WEIGHTS.map(([n, k]) => [m, n, k])),
   async run(context) {
     const meter = new OpMeter(context)

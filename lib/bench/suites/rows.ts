@@ -119,6 +119,7 @@ function rowSuite(
     summary,
     sizeNames: ['rows', 'width'],
     defaultSizes,
+    settingNames: ['cpuIsa'],
     async run(context) {
       const meter = new OpMeter(context)
       const rows: BenchRow[] = []

@@ -67,9 +67,13 @@ function formatSuites(suites: readonly BenchSuite[]): string {
   const width = Math.max(...suites.map((suite) => suite.name.length))
   const indent = ' '.repeat(width)
   return suites
-    .map(({ name, summary, sizeNames, defaultSizes }) => {
+    .map(({ name, summary, sizeNames, defaultSizes, settingNames }) => {
       const sizes = defaultSizes.map((size) => size.join('x')).join(',')
-      return `${name.padEnd(width)}  ${summary}\n${indent}  ${sizeNames.join(' x ')}: ${sizes}\n`
+      return [
+        `${name.padEnd(width)}  ${summary}\n`,
+        `${indent}  --sizes ${sizes}  (${sizeNames.join(' x ')})\n`,
+        `${indent}  --set ${settingNames.join(', ')}\n`,
+      ].join('')
     })
     .join('')
 }
@@ -94,7 +98,7 @@ async function runBench(
     rounds,
     quiet,
     sizes: bench.parseSizes(flags.sizes, suite),
-    settings: bench.parseSettings(flags.set),
+    settings: bench.parseSettings(flags.set, suite),
     cacheDirectory: cache,
     signal,
     log: note,
