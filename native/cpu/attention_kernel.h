@@ -14,6 +14,15 @@ namespace {
 
 constexpr float kNoScore = -__builtin_inff();
 
+// One step of a product. Elements of Pairs are two bf16 that share the 32 bits of a float.
+struct Floats {
+  static Vec step(Vec a, Vec b, Vec sum) { return Simd::fma(a, b, sum); }
+};
+template <class S>
+struct Pairs {
+  static Vec step(Vec a, Vec b, Vec sum) { return S::dot_pairs(a, b, sum); }
+};
+
 // c[r][·] = (kResume ? c[r][·] : 0) + Σ over k, ascending, of a[r][k] · b[k][·].
 struct Product {
   const float* a;  // [rows, a_stride]
@@ -25,7 +34,7 @@ struct Product {
   int64_t c_stride;
 };
 
-template <bool kResume, int kRows, int kVecs>
+template <class Math, bool kResume, int kRows, int kVecs>
 void product_block(const Product& p, const float* a, const float* b, float* c) {
   Vec sums[kRows][kVecs];
 #pragma GCC unroll 8
@@ -41,7 +50,7 @@ void product_block(const Product& p, const float* a, const float* b, float* c) {
     for (int r = 0; r < kRows; ++r) {
       const Vec value = Simd::set(a[r * p.a_stride]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) sums[r][v] = Simd::fma(value, panel[v], sums[r][v]);
+      for (int v = 0; v < kVecs; ++v) sums[r][v] = Math::step(value, panel[v], sums[r][v]);
     }
   }
 #pragma GCC unroll 8
@@ -54,38 +63,38 @@ void product_block(const Product& p, const float* a, const float* b, float* c) {
 constexpr int vecs_for(int rows) { return rows == 1 ? 8 : rows <= 3 ? 4 : Simd::kTileVecs; }
 
 // All `vecs` vectors of kRows rows, widest blocks first.
-template <bool kResume, int kRows, int kVecs = vecs_for(kRows)>
+template <class Math, bool kResume, int kRows, int kVecs = vecs_for(kRows)>
 void product_rows(const Product& p, const float* a, const float* b, float* c, int64_t vecs) {
   for (; vecs >= kVecs; vecs -= kVecs, b += kVecs * kLanes, c += kVecs * kLanes)
-    product_block<kResume, kRows, kVecs>(p, a, b, c);
+    product_block<Math, kResume, kRows, kVecs>(p, a, b, c);
   if constexpr (kVecs > 1)
-    if (vecs > 0) product_rows<kResume, kRows, kVecs / 2>(p, a, b, c, vecs);
+    if (vecs > 0) product_rows<Math, kResume, kRows, kVecs / 2>(p, a, b, c, vecs);
 }
 
-template <bool kResume, int kRows = Simd::kTileRows>
+template <class Math, bool kResume, int kRows = Simd::kTileRows>
 void product_dispatch(const Product& p, const float* a, float* c, int64_t vecs, int64_t rows) {
   if constexpr (kRows > 1)
-    if (rows < kRows) return product_dispatch<kResume, kRows - 1>(p, a, c, vecs, rows);
-  product_rows<kResume, kRows>(p, a, p.b, c, vecs);
+    if (rows < kRows) return product_dispatch<Math, kResume, kRows - 1>(p, a, c, vecs, rows);
+  product_rows<Math, kResume, kRows>(p, a, p.b, c, vecs);
 }
 
-template <bool kResume>
+template <class Math, bool kResume>
 void multiply(const Product& p, int64_t rows, int64_t vecs) {
   // Blocks of equal height: 7 rows are 4 + 3, not 6 + 1.
   const int64_t blocks = (rows + Simd::kTileRows - 1) / Simd::kTileRows;
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t begin = rows * i / blocks;
     const int64_t end = rows * (i + 1) / blocks;
-    product_dispatch<kResume>(p, p.a + begin * p.a_stride, p.c + begin * p.c_stride, vecs,
-                              end - begin);
+    product_dispatch<Math, kResume>(p, p.a + begin * p.a_stride, p.c + begin * p.c_stride, vecs,
+                                    end - begin);
   }
 }
 
 // A unit's scratch, in floats, each piece a multiple of a cache line.
 struct AttentionScratch {
-  float* queries;  // [rows, head_dim], scaled
+  float* queries;  // [rows, head_dim] floats or [rows, head_dim / 2] pairs
   float* scores;   // [rows, kTileKeys], then the weights
-  float* keys;     // [head_dim, kTileKeys]
+  float* keys;     // [head_dim, kTileKeys] floats or [head_dim / 2, kTileKeys] pairs
   float* values;   // [kTileKeys, value_stride]
   AttentionState split;
   AttentionState whole;
@@ -121,15 +130,26 @@ void clear(const AttentionState& state, int64_t rows, int64_t stride) {
   std::fill_n(state.total, rows, 0.0f);
 }
 
+// bf16 queries and keys are multiplied in pairs where the machine can: products of bf16 are exact
+// in float32, so this loses nothing.
+bool uses_pairs(const AttentionUnit& u) {
+  return Simd::kHasPairs && u.dtype == DType::kBf16 && u.kv.dtype() == DType::kBf16 &&
+         u.kv.head_dim % 2 == 0;
+}
+
 void load_queries(const AttentionUnit& u, float* out) {
   const int64_t count = u.group * u.kv.head_dim;
-  const Vec scale = Simd::set(u.scale);
-  for (int64_t t = 0; t < u.tokens; ++t, out += count)
-    with_elements(u.dtype, u.queries + t * u.token_stride, [&](const auto* p) {
-      for_vectors(count, [&](int64_t i, int64_t n) {
-        store_n(out + i, Simd::mul(load_n(p + i, n), scale), n);
-      });
+  for (int64_t t = 0; t < u.tokens; ++t) {
+    const std::byte* token = u.queries + t * u.token_stride;
+    if (uses_pairs(u)) {
+      std::memcpy(out + t * (count / 2), token, static_cast<size_t>(count) * sizeof(bf16));
+      continue;
+    }
+    with_elements(u.dtype, token, [&](const auto* p) {
+      for_vectors(count,
+                  [&](int64_t i, int64_t n) { store_n(out + t * count + i, load_n(p + i, n), n); });
     });
+  }
 }
 
 // Where the keys (values) of positions [first, first + count) of a head lie.
@@ -185,11 +205,32 @@ void widen_values(const TileRows& rows, int64_t count, int64_t head_dim, float* 
 
 void load_tile(const AttentionUnit& u, const TileRows& rows, int64_t count,
                const AttentionScratch& s) {
+  const int64_t head_dim = u.kv.head_dim;
   with_elements(u.kv.dtype(), u.kv.kv.data, [&](const auto* typed) {
     using T = std::remove_cv_t<std::remove_pointer_t<decltype(typed)>>;
-    transpose_keys<T>(rows, count, u.kv.head_dim, s.keys);
-    widen_values<T>(rows, count, u.kv.head_dim, s.values);
+    if (uses_pairs(u))  // moved as 32 bits
+      transpose_keys<float>(rows, count, head_dim / 2, s.keys);
+    else
+      transpose_keys<T>(rows, count, head_dim, s.keys);
+    widen_values<T>(rows, count, head_dim, s.values);
   });
+}
+
+// scores[row][j] = query row · key j. A template so that pairs are compiled only where they exist.
+template <class S>
+void multiply_keys(const AttentionUnit& u, const AttentionScratch& s) {
+  const int64_t depth = uses_pairs(u) ? u.kv.head_dim / 2 : u.kv.head_dim;
+  const Product product{.a = s.queries,
+                        .a_stride = depth,
+                        .depth = depth,
+                        .b = s.keys,
+                        .b_stride = kTileKeys,
+                        .c = s.scores,
+                        .c_stride = kTileKeys};
+  const int64_t rows = u.tokens * u.group;
+  if constexpr (S::kHasPairs)
+    if (uses_pairs(u)) return multiply<Pairs<S>, false>(product, rows, kTileKeys / kLanes);
+  multiply<Floats, false>(product, rows, kTileKeys / kLanes);
 }
 
 // Asks for a tile's keys and values ahead of their use: with few rows the loads are the cost.
@@ -207,10 +248,10 @@ float exp_of(float x) {
   return lanes[0];
 }
 
-// Turns the scores of one row into weights e^(s − m), m the largest so far, zero outside
-// columns [begin, end); updates m and the sum of weights. Returns the factor that earlier weighted
-// values must be multiplied with.
-float weigh(float* scores, int64_t begin, int64_t end, float softcap, float& largest,
+// Scales and caps the scores of one row and turns them into weights e^(s − m), m the largest so
+// far, zero outside columns [begin, end); updates m and the sum of weights. Returns the factor that
+// earlier weighted values must be multiplied with.
+float weigh(float* scores, int64_t begin, int64_t end, float scale, float softcap, float& largest,
             float& total) {
   if (begin >= end) {
     std::memset(scores, 0, kTileKeys * sizeof(float));
@@ -221,7 +262,7 @@ float weigh(float* scores, int64_t begin, int64_t end, float softcap, float& lar
   const Vec low = Simd::set(static_cast<float>(begin));
   const Vec high = Simd::set(static_cast<float>(end));
   for (int64_t j = 0; j < kTileKeys; j += kLanes) {
-    Vec score = Simd::load(scores + j);
+    Vec score = Simd::mul(Simd::load(scores + j), Simd::set(scale));
     if (softcap > 0)
       score = Simd::mul(tanh(Simd::mul(score, Simd::set(1.0f / softcap))), Simd::set(softcap));
     if (masked) {
@@ -272,32 +313,25 @@ void attend_split(const AttentionUnit& u, int64_t first, int64_t end, const Atte
       find_tile(u, tile + kTileKeys, ahead, tiles[current]);
       prefetch_tile(tiles[current], ahead, row_bytes);
     }
-    multiply<false>({.a = s.queries,
-                     .a_stride = head_dim,
-                     .depth = head_dim,
-                     .b = s.keys,
-                     .b_stride = kTileKeys,
-                     .c = s.scores,
-                     .c_stride = kTileKeys},
-                    rows, kTileKeys / kLanes);
+    multiply_keys<Simd>(u, s);
     for (int64_t t = 0; t < u.tokens; ++t) {
       const int64_t position = u.slots[t] < 0 ? -1 : u.positions[t];
       const int64_t low = u.window > 0 ? std::max<int64_t>(0, position - u.window + 1 - tile) : 0;
       const int64_t high = std::min(kTileKeys, position + 1 - tile);
       for (int64_t row = t * u.group; row < (t + 1) * u.group; ++row) {
-        const float factor = weigh(s.scores + row * kTileKeys, low, high, u.softcap,
+        const float factor = weigh(s.scores + row * kTileKeys, low, high, u.scale, u.softcap,
                                    state.largest[row], state.total[row]);
         if (factor != 1) scale_values(state.values + row * stride, factor, stride);
       }
     }
-    multiply<true>({.a = s.scores,
-                    .a_stride = kTileKeys,
-                    .depth = count,
-                    .b = s.values,
-                    .b_stride = stride,
-                    .c = state.values,
-                    .c_stride = stride},
-                   rows, stride / kLanes);
+    multiply<Floats, true>({.a = s.scores,
+                            .a_stride = kTileKeys,
+                            .depth = count,
+                            .b = s.values,
+                            .b_stride = stride,
+                            .c = state.values,
+                            .c_stride = stride},
+                           rows, stride / kLanes);
   }
 }
 

@@ -1,4 +1,4 @@
-// Simd for AVX2 with FMA and F16C; see simd_avx512.h.
+// AVX2 with FMA and F16C as a Simd; see simd_avx512.h.
 #pragma once
 
 #include <immintrin.h>
@@ -12,12 +12,13 @@
 namespace nanoweave {
 namespace {
 
-struct Simd {
+struct Avx2 {
   using Vec = __m256;
   static constexpr int kLanes = 8;
   // Sums of a matrix tile: 6 rows · 2 vectors, 12 of the 16 registers.
   static constexpr int kTileRows = 6;
   static constexpr int kTileVecs = 2;
+  static constexpr bool kHasPairs = false;
 
   static Vec zero() { return _mm256_setzero_ps(); }
   static Vec set(float value) { return _mm256_set1_ps(value); }

@@ -1,6 +1,6 @@
-// Simd for AVX-512 (F, BW, VL, DQ): the vector type the kernels of simd_math.h, row_kernels.h and
-// attention_kernel.h are written over. Included under vector_kernels_avx512.cc's target pragma, in
-// an unnamed namespace, so that no code compiled for AVX-512 is shared with other files.
+// AVX-512 (F, BW, VL, DQ) as a Simd: the vector type that simd_math.h, row_kernels.h and
+// attention_kernel.h are written over. Included under the target pragma of a vector_kernels_*.cc,
+// in an unnamed namespace, so that no code compiled for AVX-512 is shared with other files.
 #pragma once
 
 #include <immintrin.h>
@@ -19,12 +19,13 @@
 namespace nanoweave {
 namespace {
 
-struct Simd {
+struct Avx512 {
   using Vec = __m512;
   static constexpr int kLanes = 16;
   // Sums of a matrix tile: 6 rows · 4 vectors, 24 of the 32 registers.
   static constexpr int kTileRows = 6;
   static constexpr int kTileVecs = 4;
+  static constexpr bool kHasPairs = false;
 
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec set(float value) { return _mm512_set1_ps(value); }

@@ -1,6 +1,6 @@
 // exp, tanh and the logistic function on vectors of floats, and loops over rows. Included after one
-// simd_<isa>.h; everything is in an unnamed namespace because files compiled for different targets
-// must not share instantiations.
+// simd_<isa>.h and `using Simd = …`; everything is in an unnamed namespace because files compiled
+// for different targets must not share instantiations.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Simd of four lanes in the compilers' vector extension: runs on any target; see simd_avx512.h.
+// Four lanes of the compilers' vector extension as a Simd, for any target; see simd_avx512.h.
 #pragma once
 
 #include <bit>
@@ -11,7 +11,7 @@
 namespace nanoweave {
 namespace {
 
-struct Simd {
+struct Portable {
   using Vec = float __attribute__((vector_size(16)));
   using Ints = int32_t __attribute__((vector_size(16)));
   using Halves = uint16_t __attribute__((vector_size(8)));
@@ -19,6 +19,7 @@ struct Simd {
   // Sums of a matrix tile: 4 rows · 2 vectors, 8 of 16 registers.
   static constexpr int kTileRows = 4;
   static constexpr int kTileVecs = 2;
+  static constexpr bool kHasPairs = false;
 
   static Vec zero() { return Vec{}; }
   static Vec set(float value) { return Vec{value, value, value, value}; }

@@ -56,5 +56,6 @@ const VectorKernels& vector_kernels(CpuIsa isa);
 extern const VectorKernels kPortableKernels;
 extern const VectorKernels kAvx2Kernels;
 extern const VectorKernels kAvx512Kernels;
+extern const VectorKernels kAvx512Bf16Kernels;
 
 }  // namespace nanoweave

@@ -21,8 +21,13 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
-// clang-format off: simd first, then what is written over it.
+// clang-format off: the Simd first, then what is written over it.
 #include "cpu/simd_avx2.h"
+namespace nanoweave {
+namespace {
+using Simd = Avx2;
+}
+}  // namespace nanoweave
 #include "cpu/simd_math.h"
 #include "cpu/attention_kernel.h"
 #include "cpu/row_kernels.h"

@@ -23,8 +23,13 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 #endif
 
-// clang-format off: simd first, then what is written over it.
+// clang-format off: the Simd first, then what is written over it.
 #include "cpu/simd_avx512.h"
+namespace nanoweave {
+namespace {
+using Simd = Avx512;
+}
+}  // namespace nanoweave
 #include "cpu/simd_math.h"
 #include "cpu/attention_kernel.h"
 #include "cpu/row_kernels.h"

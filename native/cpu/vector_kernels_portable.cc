@@ -9,8 +9,13 @@
 #include "cpu/attention.h"
 #include "cpu/vector_kernels.h"
 
-// clang-format off: simd first, then what is written over it.
+// clang-format off: the Simd first, then what is written over it.
 #include "cpu/simd_portable.h"
+namespace nanoweave {
+namespace {
+using Simd = Portable;
+}
+}  // namespace nanoweave
 #include "cpu/simd_math.h"
 #include "cpu/attention_kernel.h"
 #include "cpu/row_kernels.h"

@@ -15,6 +15,7 @@ HostKernel prepare_all_gather(const OpInstance& op) {
   op.require_activation(y, x.cols() * op.program.tp);
   op.require_alike(x, y);
   op.require_same_part();
+  op.require_distinct(0, 0);
 
   return [](const HostRun& run) {
     const Tensor& x = run.in[0];

@@ -25,6 +25,8 @@ HostKernel prepare_all_reduce_rms_norm(const OpInstance& op) {
   op.require_weight_vector(op.input(3), partial.cols());
   op.require_in_place(1, 1);
   op.require_same_part();
+  op.require_distinct(0, 0);
+  op.require_distinct(0, 1);
   op.require(op.program.tp <= kMaxGroupRanks, "groups have at most %d ranks", kMaxGroupRanks);
   const auto eps = static_cast<float>(op.number("eps"));
   op.require(eps >= 0, "eps is negative");

@@ -14,6 +14,7 @@ HostKernel prepare_logits(const OpInstance& op) {
   op.require(l.dtype == DType::kF32, "buffer %s must be f32", l.name.c_str());
   op.require_weight_matrix(*op.input(1), l.cols(), x.cols());
   op.require_same_part();
+  op.require_distinct(0, 0);
   const auto softcap = static_cast<float>(op.number_or("softcap", 0));
   op.require(softcap >= 0, "softcap is negative");
 

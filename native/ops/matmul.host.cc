@@ -18,6 +18,7 @@ HostKernel prepare_matmul(const OpInstance& op) {
   op.require_weight_matrix(weight, y.cols(), x.cols());
   op.require_weight_vector(bias, y.cols());
   op.require_same_part();
+  op.require_distinct(0, 0);
   const std::string bias_on = op.string_or("bias_on", "all");
   op.require(bias_on == "all" || bias_on == "rank0", "bias_on is '%s', not 'all' or 'rank0'",
              bias_on.c_str());

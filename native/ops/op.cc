@@ -267,6 +267,12 @@ void OpInstance::require_in_place(int input, int output) const {
           program.buffers[out.buffer].name.c_str());
 }
 
+void OpInstance::require_distinct(int input, int output) const {
+  require(op.inputs[input].buffer != op.outputs[output].buffer,
+          "buffer %s cannot be both input and output",
+          program.buffers[op.outputs[output].buffer].name.c_str());
+}
+
 const OpDef* find_op(std::string_view name) {
   for (const OpDef& def : op_table())
     if (name == def.name) return &def;

@@ -104,6 +104,8 @@ struct OpInstance {
   void require_same_part() const;
   // Output `output` is the very view given as input `input`.
   void require_in_place(int input, int output) const;
+  // Output `output` is written while input `input` is still read, here or by a peer.
+  void require_distinct(int input, int output) const;
 };
 
 struct AttrDef {

@@ -13,6 +13,7 @@ HostKernel prepare_reduce_scatter(const OpInstance& op) {
   op.require_activation(y, x.cols());
   op.require_alike(x, y);
   op.require_same_part();
+  op.require_distinct(0, 0);
   op.require(op.program.tp <= kMaxGroupRanks, "groups have at most %d ranks", kMaxGroupRanks);
 
   return [](const HostRun& run) {

@@ -113,6 +113,18 @@ const BROKEN: readonly (readonly [string, readonly OpCase[], string, Change])[] 
     changeBuffer('y', { shape: ['T', 13] }),
   ],
   [
+    'a sum in place, which peers still read',
+    COLLECTIVE_CASES,
+    'all_reduce [1, 1]',
+    changeOp((op) => ({ outputs: [op.inputs[0]!] })),
+  ],
+  [
+    'partials that are the residual',
+    COLLECTIVE_CASES,
+    'all_reduce_rms_norm [1, 1]',
+    changeOp((op) => ({ inputs: [op.inputs[1]!, ...op.inputs.slice(1)] })),
+  ],
+  [
     'an unknown form',
     COLLECTIVE_CASES,
     'all_reduce_rms_norm [1, 1]',
