@@ -10,6 +10,8 @@ export interface Interrupt {
   readonly signal: AbortSignal
   /** What to exit with once aborted. */
   readonly exitCode: () => number
+  /** The signal asks for an orderly end: exit code 0 once aborted. */
+  readonly endWell: () => void
   /** As if the signal had come; for terminals in raw mode. */
   readonly trigger: () => void
 }
@@ -29,5 +31,8 @@ export function listenForInterrupt(): Interrupt {
     exitCode = EXIT_OK
     if (!controller.signal.aborted) controller.abort()
   })
-  return { signal: controller.signal, exitCode: () => exitCode, trigger }
+  const endWell = (): void => {
+    exitCode = EXIT_OK
+  }
+  return { signal: controller.signal, exitCode: () => exitCode, endWell, trigger }
 }

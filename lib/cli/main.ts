@@ -16,6 +16,7 @@ import { registerDoctor } from './commands/doctor.ts'
 import { registerGenerate } from './commands/generate.ts'
 import { registerInspect } from './commands/inspect.ts'
 import { registerScore } from './commands/score.ts'
+import { registerServe } from './commands/serve.ts'
 import { EXIT_FAILED, EXIT_OK, EXIT_USAGE, exitCodeOf } from './exit-codes.ts'
 import { type Interrupt, listenForInterrupt } from './interrupt.ts'
 import { note } from './output.ts'
@@ -24,6 +25,7 @@ const commands: readonly RegisterCommand[] = [
   registerDemo,
   registerGenerate,
   registerChat,
+  registerServe,
   registerScore,
   registerInspect,
   registerBench,
@@ -38,6 +40,7 @@ Examples:
   nanoweave generate MODEL --prompt "Once upon a time" --max-tokens 64
   nanoweave generate MODEL --chat "Hello!" --tp 2 --json
   nanoweave chat MODEL --temperature 0.7
+  nanoweave serve MODEL --port 8000
   nanoweave score MODEL --tokens 1,680,679 --json
   nanoweave inspect MODEL
   nanoweave doctor

@@ -14,6 +14,8 @@ export interface Choice {
 }
 
 export interface RunChoices {
+  /** When the request came: deadlines count from here. performance.now() */
+  readonly arrivalMs: number
   /** Ends every choice. The first failure aborts it. */
   readonly controller: AbortController
   /** Every leader is queued: from here on a failure is not a refusal. */
@@ -26,7 +28,7 @@ export interface RunChoices {
 export async function runChoices(
   engine: ServedEngine,
   choices: readonly Choice[],
-  { controller, onAdmitted, onChunk }: RunChoices,
+  { arrivalMs, controller, onAdmitted, onChunk }: RunChoices,
 ): Promise<void> {
   const firstTokens = new Map<number, ReturnType<typeof deferred>>()
   for (const { leader } of choices)
@@ -38,8 +40,10 @@ export async function runChoices(
     const leads = choice.leader === choice.index
     const firstToken = firstTokens.get(choice.leader)!
     if (!leads) await firstToken.promise
+    const { deadlineMs } = choice.request
     const stream = engine.generate({
       ...choice.request,
+      ...(deadlineMs !== undefined && { deadlineMs: remainingMs(deadlineMs, arrivalMs) }),
       signal: controller.signal,
       onQueued: () => {
         if (leads && --numToAdmit === 0) onAdmitted()
@@ -63,6 +67,11 @@ export async function runChoices(
     }),
   )
   if (failure !== undefined) throw failure.error
+}
+
+/** Never 0: what is past its deadline fails as soon as it starts. */
+function remainingMs(deadlineMs: number, arrivalMs: number): number {
+  return Math.max(Number.MIN_VALUE, deadlineMs - (performance.now() - arrivalMs))
 }
 
 function deferred(): { readonly promise: Promise<void>; readonly resolve: () => void } {

@@ -1,0 +1,141 @@
+/**
+ * One completion from request to last byte: runs its choices, streams or collects them, and turns
+ * what goes wrong into a status before the headers, or an error event after them.
+ */
+
+import { randomUUID } from 'node:crypto'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { GenerateChunk, Usage } from '../../engine/types.ts'
+import type { Answer, AnswerHeader } from '../answer.ts'
+import { engineFailed, toApiError } from '../api-error.ts'
+import type { ServerContext } from '../context.ts'
+import { EventStream } from '../event-stream.ts'
+import { type Choice, runChoices } from '../run-choices.ts'
+
+export interface Completion {
+  readonly answer: Answer
+  readonly choices: readonly Choice[]
+  readonly isStreamed: boolean
+  readonly includeUsage: boolean
+}
+
+export function answerHeader(context: ServerContext, prefix: string): AnswerHeader {
+  return {
+    id: `${prefix}-${randomUUID().replaceAll('-', '')}`,
+    created: Math.floor(Date.now() / 1000),
+    model: context.modelName,
+    system_fingerprint: `nanoweave-${context.version}`,
+  }
+}
+
+/** Aborted when the client goes away before its response has ended. */
+export function clientController(reply: FastifyReply): AbortController {
+  const controller = new AbortController()
+  const response = reply.raw
+  response.once('close', () => {
+    if (!response.writableFinished) controller.abort()
+  })
+  if (response.destroyed) controller.abort()
+  return controller
+}
+
+export async function runCompletion(
+  context: ServerContext,
+  request: FastifyRequest,
+  reply: FastifyReply,
+  controller: AbortController,
+  completion: Completion,
+): Promise<void> {
+  const { answer, choices, isStreamed, includeUsage } = completion
+  const { limits } = context
+  let stream: EventStream | undefined
+  const openStream = (): void => {
+    reply.hijack()
+    stream = new EventStream(reply.raw, {
+      headers: { 'x-request-id': request.id },
+      pingMs: limits.pingMs,
+      stalledMs: limits.stalledMs,
+    })
+    void stream.send(answer.open())
+  }
+  const usage = createUsage(completion.choices)
+  const observe = createObserver(context)
+  try {
+    await runChoices(context.engine, choices, {
+      arrivalMs: performance.now() - reply.elapsedTime,
+      controller,
+      onAdmitted: () => {
+        if (isStreamed) openStream()
+      },
+      onChunk: (choice, chunk) => {
+        observe(choice.index, chunk)
+        usage.add(choice, chunk)
+        const events = answer.push(choice.index, chunk)
+        return stream?.send(events)
+      },
+    })
+  } catch (error) {
+    fail(context, request, reply, stream, error, controller.signal)
+    return
+  }
+  if (stream === undefined) {
+    await reply.send(answer.body(usage.total))
+    return
+  }
+  if (includeUsage) await stream.send([answer.usageEvent(usage.total)])
+  stream.end('[DONE]')
+}
+
+/** Before the headers: thrown on, for the error handler. After them: an event, and the end. */
+function fail(
+  context: ServerContext,
+  request: FastifyRequest,
+  reply: FastifyReply,
+  stream: EventStream | undefined,
+  error: unknown,
+  signal: AbortSignal,
+): void {
+  const { failed } = context.engine.stats()
+  const apiError = failed === undefined ? toApiError(error) : engineFailed(failed, error)
+  if (stream === undefined) throw apiError
+  const isGone = signal.aborted && reply.raw.destroyed
+  if (isGone) return
+  request.log.warn({ err: error, code: apiError.code }, 'stream ended by an error')
+  void stream.send([apiError.body])
+  stream.end(undefined)
+}
+
+/** Prompt tokens count once per prompt, generated ones per choice. */
+function createUsage(choices: readonly Choice[]) {
+  let promptTokens = 0
+  let cachedTokens = 0
+  const generated = new Array<number>(choices.length).fill(0)
+  return {
+    add({ index, leader }: Choice, { usage }: GenerateChunk): void {
+      if (usage === undefined) return
+      generated[index] = usage.completionTokens
+      if (index !== leader) return
+      promptTokens += usage.promptTokens
+      cachedTokens += usage.cachedTokens
+    },
+    get total(): Usage {
+      const completionTokens = generated.reduce((sum, count) => sum + count, 0)
+      return { promptTokens, completionTokens, cachedTokens }
+    },
+  }
+}
+
+function createObserver({ metrics }: ServerContext) {
+  const lastMs = new Map<number, number>()
+  return (index: number, chunk: GenerateChunk): void => {
+    const now = performance.now()
+    const last = lastMs.get(index)
+    lastMs.set(index, now)
+    if (chunk.tokens.length > 0)
+      metrics.observeTokens(
+        chunk.tokens.length,
+        last === undefined ? undefined : (now - last) / 1000,
+      )
+    if (chunk.finishReason !== undefined) metrics.observeEnd(chunk)
+  }
+}

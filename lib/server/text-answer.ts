@@ -1,0 +1,104 @@
+/** Text completions on the wire: the text as it comes, no parsing. */
+
+import type { GenerateChunk, TokenLogprob, Usage } from '../engine/types.ts'
+import type { Tokenizer } from '../tokenizer/index.ts'
+import {
+  type Answer,
+  type AnswerHeader,
+  usageBody,
+  type WireFinishReason,
+  wireFinishReason,
+} from './answer.ts'
+import { textLogprobs } from './logprobs.ts'
+
+export interface TextAnswerOptions {
+  readonly header: AnswerHeader
+  readonly numChoices: number
+  readonly isStreamed: boolean
+  /** Chunks carry `usage: null`, and one at the end carries it. */
+  readonly includeUsage: boolean
+  readonly tokenizer: Tokenizer | undefined
+  readonly wantsLogprobs: boolean
+}
+
+interface ChoiceState {
+  text: string
+  /** Characters sent. */
+  offset: number
+  logprobs: TokenLogprob[]
+  finishReason: WireFinishReason
+}
+
+export class TextAnswer implements Answer {
+  readonly #options: TextAnswerOptions
+  readonly #choices: readonly ChoiceState[]
+
+  constructor(options: TextAnswerOptions) {
+    this.#options = options
+    this.#choices = Array.from({ length: options.numChoices }, () => ({
+      text: '',
+      offset: 0,
+      logprobs: [],
+      finishReason: 'stop',
+    }))
+  }
+
+  open(): readonly object[] {
+    return []
+  }
+
+  push(index: number, chunk: GenerateChunk): readonly object[] {
+    const choice = this.#choices[index]
+    const { logprobs = [] } = chunk
+    for (const logprob of logprobs) choice.logprobs.push(logprob)
+    // The token that stops is no part of the text.
+    if (typeof chunk.stopReason === 'number') choice.logprobs.splice(-1)
+    const reason = wireFinishReason(chunk)
+    choice.finishReason = reason ?? choice.finishReason
+    if (!this.#options.isStreamed) {
+      choice.text += chunk.text
+      return []
+    }
+    const events: object[] = []
+    if (chunk.text !== '' || (reason !== undefined && choice.logprobs.length > 0))
+      events.push(this.#event(index, chunk.text, this.#takeLogprobs(choice), null))
+    choice.offset += chunk.text.length
+    if (reason !== undefined) events.push(this.#event(index, '', null, reason))
+    return events
+  }
+
+  usageEvent(usage: Usage): object {
+    return { ...this.#header(), choices: [], usage: usageBody(usage) }
+  }
+
+  body(usage: Usage): object {
+    const choices = this.#choices.map((choice, index) => ({
+      index,
+      text: choice.text,
+      logprobs: this.#takeLogprobs(choice),
+      finish_reason: choice.finishReason,
+    }))
+    return { ...this.#header(), choices, usage: usageBody(usage) }
+  }
+
+  #header(): object {
+    const { id, created, model, system_fingerprint } = this.#options.header
+    return { id, object: 'text_completion', created, model, system_fingerprint }
+  }
+
+  #event(index: number, text: string, logprobs: object | null, finishReason: string | null) {
+    return {
+      ...this.#header(),
+      choices: [{ index, text, logprobs, finish_reason: finishReason }],
+      ...(this.#options.includeUsage && { usage: null }),
+    }
+  }
+
+  #takeLogprobs(choice: ChoiceState): object | null {
+    const { wantsLogprobs, tokenizer } = this.#options
+    if (!wantsLogprobs || tokenizer === undefined) return null
+    const logprobs = textLogprobs(tokenizer, choice.logprobs, choice.offset)
+    choice.logprobs = []
+    return logprobs
+  }
+}
