@@ -91,7 +91,11 @@ function createApp(limits: ServerLimits, logLevel: string): FastifyInstance {
     bodyLimit: limits.bodyBytes,
     requestTimeout: limits.receiveMs,
     forceCloseConnections: true,
-    http: { maxHeaderSize: limits.headerBytes, headersTimeout: limits.receiveMs },
+    http: {
+      maxHeaderSize: limits.headerBytes,
+      headersTimeout: limits.receiveMs,
+      connectionsCheckingInterval: Math.min(30_000, Math.ceil(limits.receiveMs / 4)),
+    },
     genReqId: requestId,
     ajv: {
       customOptions: {

@@ -4,6 +4,7 @@
  */
 
 import { randomUUID } from 'node:crypto'
+import { setMaxListeners } from 'node:events'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { GenerateChunk, Usage } from '../../engine/types.ts'
 import type { Answer, AnswerHeader } from '../answer.ts'
@@ -31,6 +32,8 @@ export function answerHeader(context: ServerContext, prefix: string): AnswerHead
 /** Aborted when the client goes away before its response has ended. */
 export function clientController(reply: FastifyReply): AbortController {
   const controller = new AbortController()
+  // Every choice listens.
+  setMaxListeners(0, controller.signal)
   const response = reply.raw
   response.once('close', () => {
     if (!response.writableFinished) controller.abort()

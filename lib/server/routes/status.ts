@@ -1,8 +1,9 @@
-/** Routes about the server itself: health, readiness, metrics, version, the API's description. */
+/** Routes about the server itself: health, readiness, metrics, version, the API's description, the page. */
 
 import type { FastifyInstance } from 'fastify'
 import type { ServerContext } from '../context.ts'
 import { kvUsage } from '../metrics.ts'
+import { PAGE, PAGE_HEADERS } from '../page.ts'
 import type { Readiness } from '../readiness.ts'
 import { createOpenApi } from '../schema/openapi.ts'
 
@@ -32,6 +33,7 @@ export function addStatusRoutes(
     return metrics.render()
   })
   app.get('/version', () => ({ version }))
+  app.get('/', (_, reply) => reply.headers(PAGE_HEADERS).send(PAGE))
   app.get('/openapi.json', () => openApi)
   app.get('/stats', () => {
     const stats = engine.stats()
