@@ -21,7 +21,7 @@ struct CommArgs {
 // This block's place in the collective.
 struct CommPlace {
   int rank;
-  int first;  // rank of its group
+  int first;       // rank of its group
   uint32_t epoch;  // barriers this block has passed before the op
   RowRange rows;
 };
@@ -94,8 +94,7 @@ __device__ __forceinline__ bool group_barrier(const CommArgs& args, const CommPl
                         kPhase, epoch);
   }
   ok = __syncthreads_and(ok) != 0;
-  if (kPhase == CommPhase::kExit && threadIdx.x == 0)
-    own->epochs[args.slot][blockIdx.x] = epoch;
+  if (kPhase == CommPhase::kExit && threadIdx.x == 0) own->epochs[args.slot][blockIdx.x] = epoch;
   return ok;
 }
 
@@ -180,8 +179,7 @@ inline bool uses_multicast(const CudaLaunch& launch, bool deterministic) {
 
 inline LaunchShape comm_shape(const CudaLaunch& launch, int64_t work, unsigned threads,
                               bool multicast, size_t shared_bytes = 0) {
-  const int blocks =
-      collective_blocks(work, launch.max_local_ranks, launch.sm_budget, multicast);
+  const int blocks = collective_blocks(work, launch.max_local_ranks, launch.sm_budget, multicast);
   return {.blocks_x = static_cast<unsigned>(blocks),
           .blocks_y = static_cast<unsigned>(launch.ranks.size()),
           .threads = threads,

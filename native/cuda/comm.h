@@ -22,8 +22,8 @@ struct alignas(32) FlagLine {
 // One per rank, in device memory, zeroed when the communicator is made and never reset: epochs only
 // grow, so a captured graph replays. A slot is used by one collective at a time.
 struct SignalPad {
-  uint32_t epochs[kCommSlots][kMaxCommBlocks];            // barriers this rank's block has passed
-  uint32_t fault_claimed;  // 1: a block of this rank has written its fault
+  uint32_t epochs[kCommSlots][kMaxCommBlocks];  // barriers this rank's block has passed
+  uint32_t fault_claimed;                       // 1: a block of this rank has written its fault
   FlagLine flags[kCommSlots][kMaxCommBlocks][kMaxRanks];  // last: by source rank
 };
 

@@ -5,6 +5,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
+
 namespace nanoweave {
 
 namespace {
@@ -18,12 +20,13 @@ void check(cudaError_t status, const char* what) {
 
 }  // namespace
 
-void load_function(const CudaFunction& function) {
+void load_function(const CudaFunction& function, const CudaDevice& device) {
   cudaFuncAttributes attributes{};
   check(cudaFuncGetAttributes(&attributes, function.function), "loading a kernel");
   if (function.shared_bytes > 0)
-    check(cudaFuncSetAttribute(function.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(function.shared_bytes)),
+    check(cudaFuncSetAttribute(
+              function.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+              static_cast<int>(std::min(function.shared_bytes, device.max_shared_bytes))),
           "reserving a kernel's shared memory");
 }
 

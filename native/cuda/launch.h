@@ -21,8 +21,9 @@ CudaFunction cuda_function(void (*kernel)(Args), int64_t shared_bytes = 0) {
   return {.function = reinterpret_cast<const void*>(kernel), .shared_bytes = shared_bytes};
 }
 
-// Makes a function launchable on the current device: loads it, allows its shared memory.
-void load_function(const CudaFunction& function);
+// Makes a function launchable on the current device: loads it, allows its shared memory (at most
+// what the device has: launches ask for no more).
+void load_function(const CudaFunction& function, const CudaDevice& device);
 
 #if defined(NANOWEAVE_EMULATION)
 

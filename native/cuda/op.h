@@ -109,7 +109,7 @@ struct CudaLaunch {
 // on every device before the first step: loading one while another spins would deadlock.
 struct CudaFunction {
   const void* function = nullptr;
-  int64_t shared_bytes = 0;
+  int64_t shared_bytes = 0;  // or less, on devices that have less
 };
 
 struct CudaKernel {

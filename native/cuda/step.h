@@ -41,7 +41,7 @@ struct PartPlan {
 inline constexpr int kDecodeRows = 8;
 inline constexpr int kSplitKeys = 256;
 inline constexpr int kMaxSplits = 128;
-inline constexpr int kPrefillRows = 64;
+inline constexpr int kPrefillRows = 128;
 
 struct StepCounts {
   int32_t num_tokens;

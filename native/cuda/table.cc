@@ -8,6 +8,7 @@ CudaKernel prepare_cuda_rope_table(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_rms_norm(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_add_rms_norm(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_split_rope_cache(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_attention(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_silu_mul(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_gelu_mul(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_gather_rows(const OpInstance& op, const CudaPlan& plan);
@@ -25,6 +26,7 @@ std::span<const CudaOpDef> cuda_op_table() {
       {"rms_norm", prepare_cuda_rms_norm},
       {"add_rms_norm", prepare_cuda_add_rms_norm},
       {"split_rope_cache", prepare_cuda_split_rope_cache},
+      {"attention", prepare_cuda_attention},
       {"silu_mul", prepare_cuda_silu_mul},
       {"gelu_mul", prepare_cuda_gelu_mul},
       {"gather_rows", prepare_cuda_gather_rows},

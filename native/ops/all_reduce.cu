@@ -19,9 +19,9 @@ struct AllReduceConfig {
 
 struct AllReduceArgs {
   CommArgs comm;
-  int64_t x, y;        // heap offsets of row 0, bytes
-  int64_t row_bytes;   // of x and y
-  bool scatter;        // keep only the owned rows
+  int64_t x, y;       // heap offsets of row 0, bytes
+  int64_t row_bytes;  // of x and y
+  bool scatter;       // keep only the owned rows
 };
 
 // Vectors [begin, end) of the op's rows, spread over the blocks of this rank.

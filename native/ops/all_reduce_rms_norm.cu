@@ -1,6 +1,7 @@
 // all_reduce_rms_norm: residual' = residual + (post_weight ? rms(s)·post_weight : s) with
 // s = Σ over the group of partial; y = rms(residual')·weight. [T, H]; s is neither rounded nor
-// stored. The order reduce-scatter → + residual → RMSNorm → all-gather in one kernel is TokenWeave's.
+// stored. The order reduce-scatter → + residual → RMSNorm → all-gather in one kernel is
+// TokenWeave's.
 //
 // One block per row. One shot: every rank does every row, residuals stay replicated. Two shots (8
 // rows per rank and more): a rank does the rows it owns, keeps only their residual current, and
@@ -24,7 +25,7 @@ enum class Form : int32_t { kAuto, kOneShot, kTwoShot };
 
 struct FusedNormArgs {
   CommArgs comm;
-  int64_t partial, residual, y;  // heap offsets of row 0, bytes
+  int64_t partial, residual, y;         // heap offsets of row 0, bytes
   const float* weight[kMaxRanks];       // by local rank, [hidden]
   const float* post_weight[kMaxRanks];  // or null
   int32_t hidden;
@@ -48,9 +49,8 @@ __device__ __forceinline__ void fused_row(const FusedNormArgs& args, const CommP
     put_floats(shared.row + i, values);
   });
   auto* residual = reinterpret_cast<T*>(args.comm.view.heaps[place.rank] + args.residual + offset);
-  const float scale =
-      add_residual<T, kThreads, kWidth>(shared, turn, sum, residual, args.post_weight[blockIdx.y],
-                                        args.hidden, args.eps);
+  const float scale = add_residual<T, kThreads, kWidth>(
+      shared, turn, sum, residual, args.post_weight[blockIdx.y], args.hidden, args.eps);
   for_own_vectors<kThreads, kWidth>(args.hidden, [&](int i) {
     float values[kWidth];
     scale_by_weight(shared.row + i, args.weight[blockIdx.y] + i, scale, values);
@@ -73,10 +73,10 @@ __global__ void __launch_bounds__(FusedNormConfig::kThreads)
   if (!group_barrier<CommPhase::kEntry>(args.comm, place)) return;
 
   const int tp = args.comm.tp;
-  const bool two_shot = args.form == Form::kAuto ? residual_is_sharded(rows.count, tp)
-                                                 : args.form == Form::kTwoShot;
-  const RowSpan own = two_shot ? owned_rows(rows.count, tp, place.rank - place.first)
-                               : RowSpan{0, rows.count};
+  const bool two_shot =
+      args.form == Form::kAuto ? residual_is_sharded(rows.count, tp) : args.form == Form::kTwoShot;
+  const RowSpan own =
+      two_shot ? owned_rows(rows.count, tp, place.rank - place.first) : RowSpan{0, rows.count};
   int turn = 0;
   for (int64_t r = own.begin + blockIdx.x; r < own.end; r += gridDim.x, turn ^= 1)
     fused_row<T, kMulticast>(args, place, shared, turn, rows.begin + r, two_shot);

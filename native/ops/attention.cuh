@@ -1,7 +1,7 @@
 // What the attention kernels share: their arguments, and one warp's work on one tile of keys in the
-// manner of FlashAttention-2 (Dao, 2023): scores on tensor cores, online softmax in base 2, weighted
-// values on tensor cores. o [T, Hq·D] = softmax(cap(q·kᵀ·scale))·v over keys
-// max(0, p − window + 1)..p of a row at position p; heads / kv_heads query heads share a KV head.
+// manner of FlashAttention-2 (Dao, 2023): scores on tensor cores, online softmax in base 2,
+// weighted values on tensor cores. o [T, Hq·D] = softmax(cap(q·kᵀ·scale))·v over keys max(0, p −
+// window + 1)..p of a row at position p; heads / kv_heads query heads share a KV head.
 #pragma once
 
 #include "cuda/rows.cuh"
@@ -15,17 +15,17 @@ struct AttentionArgs {
   const int32_t* kv_slots;      // [T]; < 0: padding, its output is zero
   const int32_t* block_tables;  // [S, block_table_stride]
   int32_t block_table_stride;
-  int32_t plan;  // index of StepCounts::plans
+  int32_t plan;         // index of StepCounts::plans
   const std::byte* q;   // [T, heads·head_dim]
   const std::byte* kv;  // [blocks, 2, kv_heads, block_size, head_dim]
   std::byte* o;         // [T, heads·head_dim]
   DType dtype, kv_dtype;
   int32_t heads, kv_heads, head_dim, block_size;
-  int32_t window;       // 0: none
+  int32_t window;  // 0: none
   float scale;
-  float softcap;        // 0: none
-  float* partials;      // decode: workspace behind the counters
-  uint32_t* counters;   // decode: [segments, kv_heads], zero between kernels
+  float softcap;       // 0: none
+  float* partials;     // decode: workspace behind the counters
+  uint32_t* counters;  // decode: [segments, kv_heads], zero between kernels
 };
 
 inline constexpr float kLog2E = 1.4426950408889634f;
@@ -54,12 +54,14 @@ __device__ __forceinline__ uint32_t kv_rows_to_values(const AttentionArgs& args)
 }
 
 // Position of a row, −1 for padding and for rows that are not there.
-__device__ __forceinline__ int32_t row_position(const AttentionArgs& args, int32_t row, bool exists) {
+__device__ __forceinline__ int32_t row_position(const AttentionArgs& args, int32_t row,
+                                                bool exists) {
   return exists && args.kv_slots[row] >= 0 ? args.positions[row] : -1;
 }
 
 // First key any of the rows from position `first_position` on sees.
-__device__ __forceinline__ int32_t first_visible(const AttentionArgs& args, int32_t first_position) {
+__device__ __forceinline__ int32_t first_visible(const AttentionArgs& args,
+                                                 int32_t first_position) {
   return args.window > 0 ? max(0, first_position - args.window + 1) : 0;
 }
 
@@ -272,8 +274,8 @@ inline AttentionArgs attention_args(const AttentionShape& shape, const CudaRank&
   AttentionArgs args = shape.constant;
   args.plan = shape.which;
   args.counts = rank.step.counts;
-  args.segments = (decode ? rank.step.decode : rank.step.prefill) +
-                  int64_t{args.plan} * rank.step.max_seqs;
+  args.segments =
+      (decode ? rank.step.decode : rank.step.prefill) + int64_t{args.plan} * rank.step.max_seqs;
   args.positions = rank.step.positions;
   args.kv_slots = rank.step.kv_slots;
   args.block_tables = rank.step.block_tables;

@@ -160,7 +160,8 @@ class DecodeWarp {
   // Lane l takes the block of tile `tile` + l.
   __device__ void load_blocks(const DecodeUnit& unit, int tile) {
     const int key = key_of(unit, tile + lane_index());
-    const int32_t* table = args_.block_tables + int64_t{unit.segment.seq} * args_.block_table_stride;
+    const int32_t* table =
+        args_.block_tables + int64_t{unit.segment.seq} * args_.block_table_stride;
     blocks_ = key < unit.end_key ? table[key / args_.block_size] : 0;
   }
 
@@ -304,8 +305,8 @@ __global__ void __launch_bounds__(DecodeConfig::kThreads)
   const AttentionArgs& args = decode.attention;
   const int warps = static_cast<int>(blockDim.x) / kWarpSize;
   const int ring_elements = decode.stages * Layout::kStage;
-  T* queries = reinterpret_cast<T*>(
-      shared_memory<DecodeShared>(Layout::bytes(warps, decode.stages)).bytes);
+  T* queries =
+      reinterpret_cast<T*>(shared_memory<DecodeShared>(Layout::bytes(warps, decode.stages)).bytes);
   T* rings = queries + Layout::kTile;
   T* ring = rings + warp_index() * ring_elements;
 
@@ -352,34 +353,32 @@ CudaKernel make_decode(const AttentionShape& shape) {
   auto* kernel = attention_decode_kernel<T, kHeadDim>;
   const int64_t partial_bytes =
       shape.partial_rows * shape.constant.heads * static_cast<int64_t>(sizeof(Partial<kHeadDim>));
-  return {.launch =
-              [=](const CudaLaunch& launch) {
-                int warps = 0, stages = 0;
-                Layout::choose(launch.device.max_shared_bytes, warps, stages);
-                const int64_t shared_bytes = Layout::bytes(warps, stages);
-                const auto per_sm = static_cast<int>(launch.device.max_shared_bytes / shared_bytes);
-                const int64_t most =
-                    launch.bucket.seqs * kMaxSplits * shape.constant.kv_heads;
-                const unsigned blocks = blocks_for(launch, most, per_sm);
-                for (size_t i = 0; i < launch.ranks.size(); ++i) {
-                  DecodeArgs args{.attention = attention_args(shape, launch.ranks[i],
-                                                              launch.operands[i], true),
-                                  .stages = stages};
-                  args.attention.counters = reinterpret_cast<uint32_t*>(launch.workspace);
-                  args.attention.partials =
-                      reinterpret_cast<float*>(launch.workspace + kWorkspaceCounterBytes);
-                  nanoweave::launch(kernel,
-                                    row_shape(launch, blocks,
-                                              static_cast<unsigned>(warps * kWarpSize),
-                                              static_cast<size_t>(shared_bytes)),
-                                    launch.stream, args);
-                }
-              },
-          .workspace_bytes = [=](const CudaDevice&, const CudaBucket&) {
-            return kWorkspaceCounterBytes + partial_bytes;
+  return {
+      .launch =
+          [=](const CudaLaunch& launch) {
+            int warps = 0, stages = 0;
+            Layout::choose(launch.device.max_shared_bytes, warps, stages);
+            const int64_t shared_bytes = Layout::bytes(warps, stages);
+            const auto per_sm = static_cast<int>(launch.device.max_shared_bytes / shared_bytes);
+            const int64_t most = launch.bucket.seqs * kMaxSplits * shape.constant.kv_heads;
+            const unsigned blocks = blocks_for(launch, most, per_sm);
+            for (size_t i = 0; i < launch.ranks.size(); ++i) {
+              DecodeArgs args{
+                  .attention = attention_args(shape, launch.ranks[i], launch.operands[i], true),
+                  .stages = stages};
+              args.attention.counters = reinterpret_cast<uint32_t*>(launch.workspace);
+              args.attention.partials =
+                  reinterpret_cast<float*>(launch.workspace + kWorkspaceCounterBytes);
+              nanoweave::launch(kernel,
+                                row_shape(launch, blocks, static_cast<unsigned>(warps * kWarpSize),
+                                          static_cast<size_t>(shared_bytes)),
+                                launch.stream, args);
+            }
           },
-          .functions = {cuda_function(
-              kernel, Layout::bytes(DecodeConfig::kWarps, DecodeConfig::kMaxStages))}};
+      .workspace_bytes = [=](const CudaDevice&,
+                             const CudaBucket&) { return kWorkspaceCounterBytes + partial_bytes; },
+      .functions = {cuda_function(kernel,
+                                  Layout::bytes(DecodeConfig::kWarps, DecodeConfig::kMaxStages))}};
 }
 
 template <typename T>

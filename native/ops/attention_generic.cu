@@ -117,8 +117,7 @@ __global__ void __launch_bounds__(GenericConfig::kThreads)
     attention_generic_kernel(const __grid_constant__ GenericArgs generic) {
   const AttentionArgs& args = generic.attention;
   const int64_t bytes = GenericConfig::kWarps * 2 * args.head_dim * sizeof(float);
-  float* scratch =
-      shared_memory<GenericShared>(bytes).rows + warp_index() * 2 * args.head_dim;
+  float* scratch = shared_memory<GenericShared>(bytes).rows + warp_index() * 2 * args.head_dim;
   ptx::wait_for_previous_kernel();
   ptx::allow_next_kernel();
   const PartPlan plan = args.counts->plans[args.plan];

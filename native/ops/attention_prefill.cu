@@ -4,8 +4,9 @@
 // from L2 for all but the first head that shares them.
 //
 // One tile of queries stays in shared memory; tiles of keys and values arrive in two buffers, one
-// filled (cp.async) while the other is multiplied, a block barrier per tile. Every row meets its keys in the same tiles in the same order, whatever the tile of rows it
-// is in, so its bits do not depend on how a prompt is cut. Stays in the rank.
+// filled (cp.async) while the other is multiplied, a block barrier per tile. Every row meets its
+// keys in the same tiles in the same order, whatever the tile of rows it is in, so its bits do not
+// depend on how a prompt is cut. Stays in the rank.
 #include "ops/attention.cuh"
 
 namespace nanoweave {
@@ -102,6 +103,7 @@ class PrefillBlock {
         state.add_tile(args_, own_queries(), shared_.keys[buffer], shared_.values[buffer], key,
                        sees_part_of(key));
     }
+    ptx::wait_for_copies<0>();  // the queries' too, where there was no key
     store(state);
   }
 
@@ -120,8 +122,8 @@ class PrefillBlock {
     for (int chunk = threadIdx.x; chunk < Config::kRows * kChunks; chunk += Config::kThreads) {
       const int row = tile_.row_begin + chunk / kChunks, column = chunk % kChunks * 8;
       const bool exists = row < tile_.row_end;
-      const int64_t at = (int64_t{exists ? row : tile_.row_begin} * args_.heads + tile_.head) *
-                         kHeadDim;
+      const int64_t at =
+          (int64_t{exists ? row : tile_.row_begin} * args_.heads + tile_.head) * kHeadDim;
       ptx::copy_async16(shared_.queries + chunk / kChunks * kPitch + column, q + at + column,
                         exists ? 16 : 0);
     }
@@ -170,8 +172,8 @@ class PrefillBlock {
   }
   // Whether a row of the warp does not see all keys of the tile that starts at `key`.
   __device__ bool sees_part_of(int key) const {
-    const bool part = key + Config::kKeys - 1 > lowest_ ||
-                      (args_.window > 0 && key <= highest_ - args_.window);
+    const bool part =
+        key + Config::kKeys - 1 > lowest_ || (args_.window > 0 && key <= highest_ - args_.window);
     return __any_sync(kFullWarp, part) != 0;
   }
 

@@ -1,6 +1,5 @@
 #include "cuda/check/op_case.h"
 namespace nanoweave::check {
-void add_attention_cases(Cases&) {}
 void add_matmul_cases(Cases&) {}
 void add_sample_cases(Cases&) {}
 }  // namespace nanoweave::check

@@ -2,6 +2,7 @@
 // place of cuda_runtime.h. Only what the kernels use is here.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -74,6 +75,9 @@ T reduce(const char* name, uint32_t mask, T value, const Combine& combine, const
 inline int lane() { return static_cast<int>(Machine::instance().self().lane); }
 
 }  // namespace emulation
+
+using std::max;
+using std::min;
 
 using emulation::blockDim;
 using emulation::blockIdx;
