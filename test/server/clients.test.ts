@@ -1,12 +1,7 @@
 /** The clients people use, unmodified, against the demo model. */
 
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
-import {
-  type AIMessage,
-  type AIMessageChunk,
-  HumanMessage,
-  ToolMessage,
-} from '@langchain/core/messages'
+import { HumanMessage, ToolMessage, type UsageMetadata } from '@langchain/core/messages'
 import { ChatOpenAI, OpenAIEmbeddings } from '@langchain/openai'
 import { embed, generateText, jsonSchema, stepCountIs, streamText, tool } from 'ai'
 import OpenAI from 'openai'

@@ -1,0 +1,100 @@
+/**
+ * The page at / in a real browser: Chromium from the PATH, or NANOWEAVE_CHROMIUM. Skipped, and said
+ * so, where there is none.
+ */
+
+import { existsSync } from 'node:fs'
+import { delimiter, join } from 'node:path'
+import { type Browser, chromium, type Page } from 'playwright-core'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { expectBaseline, type Running, send, serveDemo } from './support.ts'
+
+function findChromium(): string | undefined {
+  const { NANOWEAVE_CHROMIUM, PATH = '' } = process.env
+  if (NANOWEAVE_CHROMIUM !== undefined) return NANOWEAVE_CHROMIUM
+  return PATH.split(delimiter)
+    .flatMap((folder) =>
+      ['chromium', 'chromium-browser', 'google-chrome'].map((name) => join(folder, name)),
+    )
+    .find((file) => existsSync(file))
+}
+
+const executablePath = findChromium()
+if (executablePath === undefined) console.warn('SKIPPED: the page in a browser; no Chromium here')
+
+const KEY = 'page-key'
+const QUESTION = 'What is 3 + 4?'
+
+describe('the page at /', () => {
+  let running: Running
+  beforeAll(async () => {
+    running = await serveDemo({ apiKeys: [KEY] })
+  })
+  afterAll(() => running.close())
+
+  it('is one document that may load nothing', async () => {
+    const { status, headers, text } = await send(`${running.url}/`)
+    expect(status).toBe(200)
+    expect(headers.get('content-type')).toBe('text/html; charset=utf-8')
+    expect(headers.get('content-security-policy')).toMatch(/^default-src 'none'/)
+    expect(text).not.toMatch(/https?:\/\/|\bsrc=|<link|innerHTML/)
+  })
+
+  describe.skipIf(executablePath === undefined)('in Chromium', () => {
+    let browser: Browser
+    let page: Page
+    const problems: string[] = []
+    beforeAll(async () => {
+      browser = await chromium.launch({
+        executablePath: executablePath!,
+        // Containers run as root, and have a small /dev/shm.
+        args: ['--no-sandbox', '--disable-dev-shm-usage'],
+      })
+      page = await browser.newPage()
+      page.on('pageerror', (error) => problems.push(error.message))
+      page.on('request', (request) => {
+        if (!request.url().startsWith(running.url)) problems.push(request.url())
+      })
+      await page.goto(running.url)
+    })
+    afterAll(() => browser.close())
+
+    const ask = async (text: string) => {
+      await page.fill('#text', text)
+      await page.press('#text', 'Enter')
+    }
+
+    it('asks for the key, then streams an answer', async () => {
+      await page.fill('#temperature', '0')
+      await ask(QUESTION)
+      await page.waitForSelector('#log .error')
+      expect(await page.isVisible('#key')).toBe(true)
+      await page.fill('#key', KEY)
+      await ask(QUESTION)
+      await page.waitForFunction(
+        `document.querySelector('#log .assistant')?.textContent === '3 + 4 = 7.'`,
+      )
+    })
+
+    it('shows what the server does', async () => {
+      expect(await page.textContent('#model')).toBe('tiny-dense')
+      await page.waitForFunction(`/tokens\\/s/.test(document.querySelector('#rate').textContent)`)
+      await page.waitForFunction(`document.querySelector('#kv').textContent === '0.0 %'`)
+      expect(await page.textContent('#waiting')).toBe('0')
+    })
+
+    it('shows markup as text', async () => {
+      await ask('<img src=x onerror="document.title=1">')
+      await page.waitForFunction(`document.querySelectorAll('#log .user').length === 3`)
+      expect(await page.locator('#log img').count()).toBe(0)
+    })
+
+    it('stops, clears, and loads nothing from elsewhere', async () => {
+      await page.click('#clear')
+      expect(await page.locator('#log li').count()).toBe(0)
+      await page.waitForFunction(`document.querySelector('#send').textContent === 'Send'`)
+      await expectBaseline(running)
+      expect(problems).toEqual([])
+    })
+  })
+})
