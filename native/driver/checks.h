@@ -24,8 +24,8 @@ void check_pools();
 // rank's root cause.
 void check_collectives();
 
-// Random mutations of a recorded program and of its steps: each is refused with ERR_PROGRAM or
-// ERR_STEP, or runs.
+// Random mutations of a recorded program, its steps and its manifest: each is refused with a code
+// that fits, or runs.
 void fuzz(const std::string& folder, int mutations, uint32_t seed);
 
 }  // namespace nanoweave

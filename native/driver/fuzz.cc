@@ -1,5 +1,5 @@
-// Mutation fuzzing of what crosses the border: program text and step words. A mutant is either
-// refused with the one code that fits, or it is valid and must run without harm.
+// Mutation fuzzing of what crosses the border: program text, manifest text and step words. A mutant
+// is either refused with a code that fits, or it is valid and must load or run without harm.
 #include <cstdio>
 #include <random>
 
@@ -90,6 +90,12 @@ class Mutator {
   std::mt19937 random_;
 };
 
+// What a manifest that does not fit its files or this machine may be refused with.
+bool is_load_error(ErrorCode code) {
+  return code == ErrorCode::kProgram || code == ErrorCode::kSafetensors || code == ErrorCode::kIo ||
+         code == ErrorCode::kOutOfMemory;
+}
+
 }  // namespace
 
 void fuzz(const std::string& folder, int mutations, uint32_t seed) {
@@ -101,7 +107,7 @@ void fuzz(const std::string& folder, int mutations, uint32_t seed) {
   session->load_weights(recording.manifest);
   const int original = session->load_program(recording.program);
 
-  int refused_programs = 0, refused_steps = 0, runs = 0;
+  int refused_programs = 0, refused_steps = 0, refused_manifests = 0, runs = 0;
   const auto try_step = [&](int program, const std::vector<int32_t>& words) {
     try {
       session->submit(program, words);
@@ -123,6 +129,16 @@ void fuzz(const std::string& folder, int mutations, uint32_t seed) {
              error_code_name(error.code), error.what());
       ++refused_programs;
     }
+    if (i % 4 == 0) {
+      Session other(config);
+      try {
+        other.load_weights(mutator.mutate_text(recording.manifest));
+      } catch (const EngineError& error) {
+        expect(is_load_error(error.code), "a mutated manifest gave %s: %s",
+               error_code_name(error.code), error.what());
+        ++refused_manifests;
+      }
+    }
     if (i % 500 == 499) {  // programs stay loaded as long as their runtime
       session->close();
       session = std::make_unique<Session>(config);
@@ -130,8 +146,9 @@ void fuzz(const std::string& folder, int mutations, uint32_t seed) {
       expect(session->load_program(recording.program) == original, "another program id");
     }
   }
-  std::printf("fuzz: %d mutations, seed %u: %d programs and %d steps refused, %d steps ran\n",
-              mutations, seed, refused_programs, refused_steps, runs);
+  std::printf(
+      "fuzz: %d mutations, seed %u: %d programs, %d steps, %d manifests refused, %d steps ran\n",
+      mutations, seed, refused_programs, refused_steps, refused_manifests, runs);
 }
 
 }  // namespace nanoweave

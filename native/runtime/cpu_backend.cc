@@ -1,7 +1,6 @@
 #include "runtime/cpu_backend.h"
 
 #include <algorithm>
-#include <cstring>
 #include <system_error>
 
 #include "core/futex.h"
