@@ -1,14 +1,16 @@
 /**
  * Cases of the collectives. Sums of small whole numbers are exact in every dtype, so those cases are
- * compared exactly. Some run with one rank late, which a missing barrier does not survive.
+ * compared exactly. Some run with one rank late to write its partial, and some overwrite partials
+ * as soon as they may: neither survives a missing barrier.
  */
 
-import { addRmsNorm } from '../../lib/ops/add-rms-norm.ts'
 import { allGather } from '../../lib/ops/all-gather.ts'
 import { allReduce } from '../../lib/ops/all-reduce.ts'
 import { type AllReduceForm, allReduceRmsNorm } from '../../lib/ops/all-reduce-rms-norm.ts'
+import { copy } from '../../lib/ops/copy.ts'
 import { reduceScatter } from '../../lib/ops/reduce-scatter.ts'
 import { stall } from '../../lib/ops/stall.ts'
+import type { ProgramBuilder } from '../../lib/program/builder.ts'
 import type { Dtype } from '../../lib/program/types.ts'
 import {
   ACT_DTYPES,
@@ -48,21 +50,29 @@ function ownedRows(rows: number, world: number, rank: number): [number, number] 
   return [Math.floor((rows * rank) / world), Math.floor((rows * (rank + 1)) / world)]
 }
 
+/** The op's input, written by an op of the program: late on one rank where the case says so. */
+function addInput(builder: ProgramBuilder, name: string, c: CollectiveCase): number {
+  const source = builder.arena('source', c.dtype, ['T', c.cols])
+  const input = builder.arena(name, c.dtype, ['T', c.cols])
+  if (c.late !== undefined) builder.add('late', stall({ x: source }, { rank: c.late, ms: LATE_MS }))
+  builder.add('write', copy({ x: source, y: input }))
+  return input
+}
+
 function allReduceCase(c: CollectiveCase): OpCase {
   return {
     name: title('all_reduce', c),
     ...(c.parts ? { parts: c.parts } : {}),
     make() {
       const builder = builderFor(c.rows, c.world)
-      const x = builder.arena('x', c.dtype, ['T', c.cols])
+      const x = addInput(builder, 'x', c)
       const y = builder.arena('y', c.dtype, ['T', c.cols])
-      if (c.late !== undefined) builder.add('late', stall({ x }, { rank: c.late, ms: LATE_MS }))
       builder.add('op', allReduce({ x, y }))
       const partials = forRanks(c.world, (rank) => randomIntegers(rank, c.rows * c.cols, 9))
       const sums = reference.sumOverRanks(partials)
       return {
         builder,
-        inputs: { x: partials },
+        inputs: { source: partials },
         step: rowsStep(c.rows),
         expected: [{ buffer: 'y', values: [sums], tolerance: 'exact' }],
       }
@@ -77,9 +87,8 @@ function reduceScatterCase(c: CollectiveCase): OpCase {
     ...(c.parts ? { parts: c.parts } : {}),
     make() {
       const builder = builderFor(c.rows, c.world)
-      const x = builder.arena('x', c.dtype, ['T', c.cols])
+      const x = addInput(builder, 'x', c)
       const y = builder.arena('y', c.dtype, ['T', c.cols])
-      if (c.late !== undefined) builder.add('late', stall({ x }, { rank: c.late, ms: LATE_MS }))
       builder.add('op', reduceScatter({ x, y }))
       const partials = forRanks(c.world, (rank) => randomIntegers(rank, c.rows * c.cols, 9))
       const sums = reference.sumOverRanks(partials)
@@ -96,7 +105,7 @@ function reduceScatterCase(c: CollectiveCase): OpCase {
       })
       return {
         builder,
-        inputs: { x: partials },
+        inputs: { source: partials },
         step: rowsStep(c.rows),
         expected: [{ buffer: 'y', values, tolerance: 'exact' }],
       }
@@ -110,9 +119,8 @@ function allGatherCase(c: CollectiveCase): OpCase {
     ...(c.parts ? { parts: c.parts } : {}),
     make() {
       const builder = builderFor(c.rows, c.world)
-      const x = builder.arena('x', c.dtype, ['T', c.cols])
+      const x = addInput(builder, 'x', c)
       const y = builder.arena('y', c.dtype, ['T', c.cols * c.world])
-      if (c.late !== undefined) builder.add('late', stall({ x }, { rank: c.late, ms: LATE_MS }))
       builder.add('op', allGather({ x, y }))
       const shards = forRanks(c.world, (rank) => randomValues(rank, c.rows * c.cols, c.dtype))
       const gathered = Array.from({ length: c.rows }, (_, row) =>
@@ -120,7 +128,7 @@ function allGatherCase(c: CollectiveCase): OpCase {
       ).flat(2)
       return {
         builder,
-        inputs: { x: shards },
+        inputs: { source: shards },
         step: rowsStep(c.rows),
         expected: [{ buffer: 'y', values: [gathered], tolerance: 'exact' }],
       }
@@ -136,14 +144,11 @@ function fusedCase(c: CollectiveCase & { form?: AllReduceForm; post?: boolean })
     ...(c.parts ? { parts: c.parts } : {}),
     make() {
       const builder = builderFor(c.rows, c.world)
-      const partial = builder.arena('partial', c.dtype, ['T', c.cols])
+      const partial = addInput(builder, 'partial', c)
       const residual = builder.arena('residual', c.dtype, ['T', c.cols])
       const weight = builder.weight('weight', 'f32', [c.cols], 'plain')
       const postWeight = c.post ? builder.weight('post', 'f32', [c.cols], 'plain') : undefined
       const y = builder.arena('y', c.dtype, ['T', c.cols])
-      if (c.late !== undefined) {
-        builder.add('late', stall({ x: partial }, { rank: c.late, ms: LATE_MS }))
-      }
       const eps = 1e-5
       builder.add(
         'op',
@@ -170,7 +175,7 @@ function fusedCase(c: CollectiveCase & { form?: AllReduceForm; post?: boolean })
       return {
         builder,
         weights: { weight: [weights], post: [posts] },
-        inputs: { partial: partials, residual: [before] },
+        inputs: { source: partials, residual: [before] },
         step: rowsStep(c.rows),
         expected: [
           { buffer: 'y', values: [after.y], tolerance: 'close' },
@@ -181,35 +186,68 @@ function fusedCase(c: CollectiveCase & { form?: AllReduceForm; post?: boolean })
   }
 }
 
-/** The add_rms_norm that follows a plain all_reduce sees its sums: two collective steps in a row. */
-function chainedCase(world: number): OpCase {
+/**
+ * Sums of sums: each round overwrites the partials of the one before, which peers may still read if
+ * a barrier is missing. Whole numbers stay exact: 2 · 4^6 is below 2^24.
+ */
+function repeatedSumCase(rows: number, world: number): OpCase {
   return {
-    name: `all_reduce, add_rms_norm, all_reduce again, ${world} ranks`,
+    name: `all_reduce over and over, ${rows} rows, ${world} ranks`,
     make() {
-      const [rows, cols, eps] = [9, 40, 1e-5]
+      const [cols, rounds] = [520, 6]
       const builder = builderFor(rows, world)
       const x = builder.arena('x', 'f32', ['T', cols])
-      const sum = builder.arena('sum', 'f32', ['T', cols])
+      const y = builder.arena('y', 'f32', ['T', cols])
+      for (let round = 0; round < rounds; round++) {
+        builder.add(`sum${round}`, allReduce({ x, y }))
+        builder.add(`copy${round}`, copy({ x: y, y: x }))
+      }
+      const partials = forRanks(world, (rank) => randomIntegers(rank, rows * cols, 2))
+      const sums = reference.sumOverRanks(partials)
+      const grown = sums.map((value) => value * world ** (rounds - 1))
+      return {
+        builder,
+        inputs: { x: partials },
+        step: rowsStep(rows),
+        expected: [{ buffer: 'x', values: [grown], tolerance: 'exact' }],
+      }
+    },
+  }
+}
+
+/** The same with norms: y of a round is every rank's partial of the next. */
+function repeatedNormCase(rows: number, world: number, form: AllReduceForm): OpCase {
+  return {
+    name: `all_reduce_rms_norm over and over, ${rows} rows, ${world} ranks, ${form}`,
+    make() {
+      const [cols, rounds, eps] = [520, 6, 1e-5]
+      const builder = builderFor(rows, world)
+      const partial = builder.arena('partial', 'f32', ['T', cols])
       const residual = builder.arena('residual', 'f32', ['T', cols])
       const weight = builder.weight('weight', 'f32', [cols], 'plain')
       const y = builder.arena('y', 'f32', ['T', cols])
-      const z = builder.arena('z', 'f32', ['T', cols])
-      builder.add('reduce', allReduce({ x, y: sum }))
-      builder.add('norm', addRmsNorm({ x: sum, residual, weight, y }, { eps }))
-      builder.add('again', allReduce({ x: y, y: z }))
+      for (let round = 0; round < rounds; round++) {
+        builder.add(
+          `norm${round}`,
+          allReduceRmsNorm({ partial, residual, weight, y }, { eps, form }),
+        )
+        builder.add(`copy${round}`, copy({ x: y, y: partial }))
+      }
       const partials = forRanks(world, (rank) => randomValues(rank, rows * cols))
       const before = randomValues(60, rows * cols)
       const weights = randomValues(61, cols)
-      const sums = reference.sumOverRanks(partials)
-      const after = reference.addRmsNorm(sums, before, weights, undefined, eps)
+      let sums = reference.sumOverRanks(partials)
+      let after = reference.addRmsNorm(sums, before, weights, undefined, eps)
+      for (let round = 1; round < rounds; round++) {
+        sums = after.y.map((value) => value * world)
+        after = reference.addRmsNorm(sums, after.residual, weights, undefined, eps)
+      }
       return {
         builder,
         weights: { weight: [weights] },
-        inputs: { x: partials, residual: [before] },
+        inputs: { partial: partials, residual: [before] },
         step: rowsStep(rows),
-        expected: [
-          { buffer: 'z', values: [after.y.map((value) => value * world)], tolerance: 'close' },
-        ],
+        expected: [{ buffer: 'y', values: [after.y], tolerance: 'close' }],
       }
     },
   }
@@ -240,6 +278,9 @@ export const COLLECTIVE_CASES: readonly OpCase[] = [
   ...ACT_DTYPES.map((dtype) =>
     fusedCase({ rows: 40, cols: 896, dtype, world: 4, form: 'two_shot', post: true }),
   ),
-  chainedCase(1),
-  chainedCase(4),
+  repeatedSumCase(3, 4),
+  repeatedSumCase(64, 4),
+  repeatedNormCase(3, 4, 'one_shot'),
+  repeatedNormCase(64, 2, 'one_shot'),
+  repeatedNormCase(64, 4, 'two_shot'),
 ]
