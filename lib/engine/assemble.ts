@@ -6,7 +6,7 @@
 
 import { EngineError } from '../errors.ts'
 import { checkLayout, compileModel, loadModel, modelFootprint } from '../models/index.ts'
-import type { NativeBinding, NativeRuntime } from '../native/binding.ts'
+import type { LoadProgress, NativeBinding, NativeRuntime } from '../native/binding.ts'
 import { toEngineError } from '../native/load.ts'
 import type { Lane, Program } from '../program/types.ts'
 import { POLICIES } from '../scheduler/policies/index.ts'
@@ -52,6 +52,8 @@ interface CheckedOptions {
   readonly waitTimeoutMs: number
   readonly cpuIsa: CpuIsa
   readonly pipelineDepth: number
+  readonly deterministic: boolean
+  readonly prefixCache: boolean
   readonly policy: SchedulingPolicy
 }
 
@@ -107,6 +109,14 @@ export async function assembleEngine(
   const tokenizer = await loadTokenizer(model.folder)
   const chatTemplate = await loadChatTemplate(model.folder)
   let runtime: NativeRuntime | undefined
+  let callbackError: unknown
+  const onProgress = (progress: LoadProgress) => {
+    try {
+      options.onProgress?.(progress)
+    } catch (error) {
+      callbackError ??= error
+    }
+  }
   try {
     throwIfAborted(options.signal)
     runtime = new binding.Runtime({
@@ -115,10 +125,12 @@ export async function assembleEngine(
       heapBytes: program.arenaBytes,
       threadsPerRank: threadsPerRank(checked.threads, world),
       waitTimeoutMs: checked.waitTimeoutMs,
-      deterministic: options.deterministic ?? false,
+      deterministic: checked.deterministic,
       cpuIsa: checked.cpuIsa,
     })
-    await runtime.loadWeights(JSON.stringify(manifest), options.onProgress)
+    await runtime.loadWeights(JSON.stringify(manifest), onProgress)
+    // The caller's own error goes back to the caller as it is.
+    if (callbackError !== undefined) throw callbackError
     throwIfAborted(options.signal)
     const programId = await runtime.loadProgram(JSON.stringify(program))
     throwIfAborted(options.signal)
@@ -133,7 +145,7 @@ export async function assembleEngine(
         expertParallel,
         devices: devices.map(({ name }) => name),
         precision: activationDtype,
-        deterministic: options.deterministic ?? false,
+        deterministic: checked.deterministic,
         maxModelLen: sizes.maxModelLen,
         maxNumSeqs: sizes.maxNumSeqs,
         maxNumBatchedTokens: sizes.maxNumBatchedTokens,
@@ -149,7 +161,7 @@ export async function assembleEngine(
       sizes,
       nanoBatches,
       pipelineDepth: checked.pipelineDepth,
-      prefixCache: options.prefixCache ?? true,
+      prefixCache: checked.prefixCache,
       policy: checked.policy,
       tokenizer,
       chatTemplate,
@@ -158,7 +170,7 @@ export async function assembleEngine(
     }
   } catch (error) {
     await Promise.allSettled([runtime?.close(), chatTemplate?.close()])
-    throw toEngineError(error)
+    throw error === callbackError ? error : toEngineError(error)
   }
 }
 
@@ -182,6 +194,8 @@ function checkOptions(options: EngineOptions): CheckedOptions {
     waitTimeoutMs: integer(options.waitTimeoutMs ?? 30_000, 'waitTimeoutMs', 1, 2 ** 31 - 1),
     cpuIsa: oneOf(options.cpuIsa ?? 'auto', 'cpuIsa', CPU_ISAS),
     pipelineDepth: integer(options.pipelineDepth ?? 2, 'pipelineDepth', 1, 2),
+    deterministic: boolean(options.deterministic ?? false, 'deterministic'),
+    prefixCache: boolean(options.prefixCache ?? true, 'prefixCache'),
     policy: POLICIES[policyName],
   }
 }
@@ -211,6 +225,12 @@ function throwIfAborted(signal: AbortSignal | undefined): void {
 function integer(value: number, option: string, min: number, max: number): number {
   if (!Number.isInteger(value) || value < min || value > max)
     throw new EngineError('ERR_USAGE', `${option} must be a whole number from ${min} to ${max}`)
+  return value
+}
+
+function boolean(value: boolean, option: string): boolean {
+  if (typeof value !== 'boolean')
+    throw new EngineError('ERR_USAGE', `${option} must be true or false`)
   return value
 }
 

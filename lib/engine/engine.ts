@@ -5,6 +5,7 @@
  */
 
 import { randomBytes } from 'node:crypto'
+import { fileURLToPath } from 'node:url'
 import { EngineError } from '../errors.ts'
 import { loadBinding, toEngineError } from '../native/load.ts'
 import { Scheduler } from '../scheduler/scheduler.ts'
@@ -14,6 +15,7 @@ import { assembleEngine, type EngineParts } from './assemble.ts'
 import { type ControlOptions, RequestControl } from './control.ts'
 import { JobFactory } from './job-factory.ts'
 import type { GenerateSink, Job, PromptSink } from './jobs.ts'
+import { checkEngineOptions, checkGenerateRequest, checkScoreOptions } from './known-options.ts'
 import { StepLoop } from './loop.ts'
 import { checkTokens, promptTokens } from './prompt.ts'
 import { StepEncoder } from './step.ts'
@@ -53,9 +55,10 @@ export class Engine implements AsyncDisposable {
   #generatedTokens = 0
   #closing: Promise<void> | undefined
 
-  /** Loads the model in `folder`; see EngineOptions. Rejects with an EngineError. */
-  static async load(folder: string, options: EngineOptions = {}): Promise<Engine> {
-    return new Engine(await assembleEngine(folder, options, loadBinding()))
+  /** Loads the model in `folder` (a path or a file URL); see EngineOptions. Rejects with an EngineError. */
+  static async load(folder: string | URL, options: EngineOptions = {}): Promise<Engine> {
+    checkEngineOptions(options)
+    return new Engine(await assembleEngine(folderPath(folder), options, loadBinding()))
   }
 
   /** @internal Parts come from assembleEngine; use `load`. */
@@ -130,8 +133,7 @@ export class Engine implements AsyncDisposable {
     }
     const start = async () => {
       const arrivalMs = performance.now()
-      if (typeof request !== 'object' || request === null)
-        throw new EngineError('ERR_USAGE', 'a request must be an object')
+      checkGenerateRequest(request)
       this.#requireOpen()
       control = new RequestControl(request, (error) => {
         stream.fail(error)
@@ -146,7 +148,13 @@ export class Engine implements AsyncDisposable {
       this.#loop.add(created)
       job = created
       this.#controls.set(created.sequence.id, control)
-      request.onQueued?.(created.sequence.id)
+      try {
+        request.onQueued?.(created.sequence.id)
+      } catch (error) {
+        // The caller's own error goes back to the caller as it is.
+        stream.fail(error)
+        leave(new EngineError('ERR_ABORTED', 'onQueued threw', { cause: error }))
+      }
     }
     return stream
   }
@@ -157,6 +165,7 @@ export class Engine implements AsyncDisposable {
     let text = ''
     const tokens: number[] = []
     const logprobs: TokenLogprob[] = []
+    checkGenerateRequest(request)
     const onQueued = (queued: number) => {
       id = queued
       request.onQueued?.(queued)
@@ -193,9 +202,13 @@ export class Engine implements AsyncDisposable {
   }
 
   /** Logits of every token, [tokens, vocabulary]; needs no tokenizer. Does not read cached prefixes. */
-  async forward(tokens: readonly number[], options: ScoreOptions = {}): Promise<ForwardResult> {
+  async forward(
+    prompt: readonly number[] | Int32Array,
+    options: ScoreOptions = {},
+  ): Promise<ForwardResult> {
     const { vocabSize } = this.info
-    checkTokens(tokens, vocabSize)
+    checkScoreOptions(options)
+    const tokens = checkTokens(prompt, vocabSize)
     if (4 * tokens.length * vocabSize > MAX_FORWARD_BYTES)
       throw new EngineError(
         'ERR_USAGE',
@@ -208,8 +221,12 @@ export class Engine implements AsyncDisposable {
   }
 
   /** Log-probability of every token given those before it. Does not read cached prefixes. */
-  async score(tokens: readonly number[], options: ScoreOptions = {}): Promise<ScoreResult> {
-    checkTokens(tokens, this.info.vocabSize)
+  async score(
+    prompt: readonly number[] | Int32Array,
+    options: ScoreOptions = {},
+  ): Promise<ScoreResult> {
+    checkScoreOptions(options)
+    const tokens = checkTokens(prompt, this.info.vocabSize)
     this.#requireOpen()
     if (tokens.length === 1) return { logprobs: [null] }
     const logprobs = await this.#runPrompt<(number | null)[]>(options, (sink) =>
@@ -355,4 +372,14 @@ async function settleWithin(promise: Promise<void>, ms: number): Promise<void> {
   })
   await Promise.race([promise, timeout])
   clearTimeout(timer)
+}
+
+function folderPath(folder: string | URL): string {
+  if (typeof folder === 'string' && folder !== '' && !folder.startsWith('file:')) return folder
+  try {
+    if (typeof folder === 'string' || folder instanceof URL) return fileURLToPath(folder)
+  } catch (error) {
+    throw new EngineError('ERR_USAGE', `${folder} is no path and no file URL`, { cause: error })
+  }
+  throw new EngineError('ERR_USAGE', 'give the model folder as a path or a file URL')
 }

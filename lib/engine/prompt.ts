@@ -3,7 +3,7 @@
 import { EngineError } from '../errors.ts'
 import type { ChatTemplate, Tokenizer } from '../tokenizer/index.ts'
 import { requireToken } from './sampling.ts'
-import type { GenerateRequest } from './types.ts'
+import type { ChatMessage, GenerateRequest, MessagePart } from './types.ts'
 
 export interface PromptContext {
   readonly tokenizer: Tokenizer | undefined
@@ -56,14 +56,36 @@ async function renderMessages(request: GenerateRequest, context: PromptContext):
     )
   if (!Array.isArray(messages) || messages.length === 0 || messages.length > MAX_MESSAGES)
     throw new EngineError('ERR_USAGE', `messages must be a list of 1 to ${MAX_MESSAGES} messages`)
-  for (const message of messages) {
-    if (typeof message !== 'object' || message === null || typeof message.role !== 'string')
-      throw new EngineError('ERR_USAGE', 'every message needs a role')
-  }
-  return context.chatTemplate.render(messages, {
+  return context.chatTemplate.render(messages.map(withTextContent), {
     ...(request.tools !== undefined && { tools: request.tools }),
     ...(request.chatTemplateKwargs !== undefined && { kwargs: request.chatTemplateKwargs }),
   })
+}
+
+/**
+ * Content as one string: text parts joined, as every text template expects. ERR_USAGE for a message
+ * that is none, ERR_UNSUPPORTED_OPTION for parts that are not text.
+ */
+function withTextContent(message: ChatMessage): ChatMessage & { content?: string | null } {
+  if (typeof message !== 'object' || message === null || typeof message.role !== 'string')
+    throw new EngineError('ERR_USAGE', 'every message needs a role')
+  const { content, ...rest } = message
+  if (content === undefined || content === null || typeof content === 'string')
+    return { ...rest, ...(content !== undefined && { content }) }
+  if (!Array.isArray(content))
+    throw new EngineError('ERR_USAGE', 'content must be a string, null or a list of parts')
+  let text = ''
+  for (const part of content as readonly MessagePart[]) {
+    if (part?.type !== 'text')
+      throw new EngineError(
+        'ERR_UNSUPPORTED_OPTION',
+        `messages may have text parts only, not ${String(part?.type)}`,
+      )
+    if (typeof part.text !== 'string')
+      throw new EngineError('ERR_USAGE', 'a text part needs a text string')
+    text += part.text
+  }
+  return { ...rest, content: text }
 }
 
 function requireLength(text: string, context: PromptContext): void {
@@ -74,9 +96,15 @@ function requireLength(text: string, context: PromptContext): void {
     )
 }
 
-export function checkTokens(tokens: readonly number[], vocabSize: number): readonly number[] {
-  if (!Array.isArray(tokens) || tokens.length === 0)
+/** The ids as an array; ERR_USAGE unless they are integers within the vocabulary, at least one. */
+export function checkTokens(
+  tokens: readonly number[] | Int32Array,
+  vocabSize: number,
+): readonly number[] {
+  if (!Array.isArray(tokens) && !(tokens instanceof Int32Array))
+    throw new EngineError('ERR_USAGE', 'tokens must be an array or Int32Array of token ids')
+  if (tokens.length === 0)
     throw new EngineError('ERR_USAGE', 'the prompt must have at least one token')
   for (const id of tokens) requireToken(id, 'tokens', vocabSize)
-  return tokens
+  return Array.isArray(tokens) ? tokens : [...tokens]
 }

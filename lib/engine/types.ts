@@ -100,9 +100,13 @@ export interface SamplingOptions {
 
 /** Exactly one of `prompt`, `messages`, `tokens`. */
 export interface GenerateRequest extends SamplingOptions {
-  /** Raw text; the beginning-of-sequence token is added where the model has one. */
+  /**
+   * Raw text; the beginning-of-sequence token is added where the model has one. Text that spells a
+   * special token (`<|end|>`) becomes that token, as in transformers, here and in `messages`: a service
+   * that quotes strangers strips it first.
+   */
   readonly prompt?: string
-  /** Rendered with the model's chat template. */
+  /** Rendered with the model's chat template; text parts of a message are joined first. */
   readonly messages?: readonly ChatMessage[]
   /** Token ids as they are. */
   readonly tokens?: readonly number[]
