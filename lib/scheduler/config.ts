@@ -52,11 +52,15 @@ export function checkSchedulerConfig(config: SchedulerConfig): void {
 /** ERR_CONTEXT_LENGTH or ERR_KV_EXHAUSTED when the sequence could not run even alone. */
 export function requireFits(sequence: Sequence, config: SchedulerConfig): void {
   const { maxModelLen, numBlocks, blockSize } = config
-  if (sequence.maxLen > maxModelLen)
+  if (sequence.maxLen > maxModelLen) {
+    const generated = sequence.maxLen - sequence.promptLen
     throw new EngineError(
       'ERR_CONTEXT_LENGTH',
-      `${sequence.promptLen} prompt tokens and up to ${sequence.maxLen - sequence.promptLen} generated ones exceed the context of ${maxModelLen}; shorten the prompt or lower maxTokens`,
+      sequence.promptLen >= maxModelLen
+        ? `${sequence.promptLen} prompt tokens exceed the context of ${maxModelLen}; shorten the prompt`
+        : `${sequence.promptLen} prompt tokens and up to ${generated} generated ones exceed the context of ${maxModelLen}; shorten the prompt or lower maxTokens`,
     )
+  }
   const needed = Math.ceil(finalTarget(sequence) / blockSize)
   if (needed > numBlocks)
     throw new EngineError(

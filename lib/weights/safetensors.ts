@@ -129,7 +129,10 @@ function readHeader(
   return withFile(path, (descriptor, bytes) => {
     const fail = (why: string) => new EngineError('ERR_SAFETENSORS', `${path}: ${why}`)
     if (bytes < 8) throw fail(`${bytes} bytes are too few for a safetensors file`)
-    const length = readBytes(descriptor, path, 0, 8).readBigUInt64LE()
+    const start = readBytes(descriptor, path, 0, 8)
+    if (start.toString('latin1') === 'version ')
+      throw fail('a git-lfs pointer, not the weights; run `git lfs pull` in the model folder')
+    const length = start.readBigUInt64LE()
     if (length > BigInt(bytes - 8)) {
       throw fail(`header of ${length} bytes in a file of ${bytes}; truncated or not safetensors`)
     }
