@@ -64,10 +64,10 @@ describe('what callers get wrong', () => {
   it('joins text parts of a message, and refuses other content', async () => {
     const ask = (content: unknown) =>
       engine.tokenize({ messages: [{ role: 'user', content } as never] })
-    const plain = await ask('Hello! How are you?')
+    const plain = await ask('Hello!\nHow are you?')
     expect(
       await ask([
-        { type: 'text', text: 'Hello! ' },
+        { type: 'text', text: 'Hello!' },
         { type: 'text', text: 'How are you?' },
       ]),
     ).toEqual(plain)

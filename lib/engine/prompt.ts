@@ -63,7 +63,7 @@ async function renderMessages(request: GenerateRequest, context: PromptContext):
 }
 
 /**
- * Content as one string: text parts joined, as every text template expects. ERR_USAGE for a message
+ * Content as one string, as every text template expects: text parts joined by line breaks. ERR_USAGE for a message
  * that is none, ERR_UNSUPPORTED_OPTION for parts that are not text.
  */
 function withTextContent(message: ChatMessage): ChatMessage & { content?: string | null } {
@@ -74,7 +74,7 @@ function withTextContent(message: ChatMessage): ChatMessage & { content?: string
     return { ...rest, ...(content !== undefined && { content }) }
   if (!Array.isArray(content))
     throw new EngineError('ERR_USAGE', 'content must be a string, null or a list of parts')
-  let text = ''
+  const texts: string[] = []
   for (const part of content as readonly MessagePart[]) {
     if (part?.type !== 'text')
       throw new EngineError(
@@ -83,9 +83,9 @@ function withTextContent(message: ChatMessage): ChatMessage & { content?: string
       )
     if (typeof part.text !== 'string')
       throw new EngineError('ERR_USAGE', 'a text part needs a text string')
-    text += part.text
+    texts.push(part.text)
   }
-  return { ...rest, content: text }
+  return { ...rest, content: texts.join('\n') }
 }
 
 function requireLength(text: string, context: PromptContext): void {

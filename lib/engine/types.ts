@@ -106,7 +106,7 @@ export interface GenerateRequest extends SamplingOptions {
    * that quotes strangers strips it first.
    */
   readonly prompt?: string
-  /** Rendered with the model's chat template; text parts of a message are joined first. */
+  /** Rendered with the model's chat template; text parts are joined by line breaks first. */
   readonly messages?: readonly ChatMessage[]
   /** Token ids as they are. */
   readonly tokens?: readonly number[]
