@@ -88,6 +88,12 @@ export function addAdmission(app: FastifyInstance, options: AdmissionOptions): A
     if (!isStatus) admit(request, reply)
   })
 
+  // Streams watch their clients themselves; any other response is sent as one piece.
+  app.addHook('onSend', async (_, reply) => {
+    const timer = setTimeout(() => reply.raw.destroy(), limits.stalledMs)
+    reply.raw.once('close', () => clearTimeout(timer))
+  })
+
   return {
     get isDraining() {
       return isDraining

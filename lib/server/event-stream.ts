@@ -11,6 +11,9 @@ export interface EventStreamOptions {
   readonly stalledMs: number
 }
 
+/** Characters of events in one write, and so about what waits for a slow client. */
+const MAX_WRITE = 65_536
+
 export class EventStream {
   readonly #response: ServerResponse
   readonly #stalledMs: number
@@ -35,11 +38,19 @@ export class EventStream {
     response.once('close', () => clearInterval(this.#ping))
   }
 
-  /** Resolves when there is room for more, or the client is gone. */
+  /** Writes nothing while the client is behind; resolves when there is room, or it is gone. */
   async send(events: readonly object[]): Promise<void> {
     let text = ''
-    for (const event of events) text += `data: ${JSON.stringify(event)}\n\n`
-    if (text !== '') this.#write(text)
+    for (const event of events) {
+      text += `data: ${JSON.stringify(event)}\n\n`
+      if (text.length < MAX_WRITE) continue
+      await this.#drained
+      this.#write(text)
+      text = ''
+    }
+    if (text === '') return
+    await this.#drained
+    this.#write(text)
     await this.#drained
   }
 

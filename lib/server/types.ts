@@ -43,7 +43,7 @@ export interface ServerLimits {
   /** From the first byte of a request to its last. */
   readonly receiveMs: number
   readonly pingMs: number
-  /** A client that takes nothing for this long is dropped. */
+  /** A client that does not take what is written, or a whole response, in this time is dropped. */
   readonly stalledMs: number
   /** Steps in flight without one ending for this long: not ready. */
   readonly stepOverdueMs: number

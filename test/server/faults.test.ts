@@ -116,6 +116,18 @@ describe('clients', () => {
     await expectBaseline(running)
   })
 
+  it('that do not take a whole response are dropped', async () => {
+    const running = await start({ limits: { stalledMs: 300 } })
+    const body = JSON.stringify({ ...LONG, n: 16, logprobs: 20 })
+    const { socket } = sendRaw(running, rawPost('/v1/completions', body))
+    socket.pause()
+    await until(() => running.engine.stats().finished.length === 16)
+    await running.server.drain()
+    expect(running.engine.stats().finished.abort).toBe(0)
+    socket.destroy()
+    await expectBaseline(running)
+  })
+
   it('that ask for more than the queue holds: 429 with Retry-After', async () => {
     const running = await start({}, { maxNumSeqs: 1, maxWaiting: 2 }, { latencyMs: 1 })
     const all = await Promise.all(

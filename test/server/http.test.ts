@@ -272,6 +272,21 @@ describe('text completions', () => {
   })
 })
 
+describe('many at once', () => {
+  it('200 streams give what one gives', async () => {
+    const request = { prompt: STORY.prompt, temperature: 0, max_tokens: 24, stream: true }
+    const textOf = (reply: Reply) =>
+      streamOf(reply, 'CompletionChunk')
+        .map((event) => event.choices[0].text)
+        .join('')
+    const alone = textOf(await complete(request))
+    expect(STORY.text.startsWith(alone)).toBe(true)
+    const all = await Promise.all(Array.from({ length: 200 }, () => complete(request)))
+    expect(new Set(all.map(textOf))).toEqual(new Set([alone]))
+    await expectBaseline(running)
+  })
+})
+
 describe('other routes', () => {
   it('match their schemas', async () => {
     const get = async (path: string) => (await send(running.url + path)).json

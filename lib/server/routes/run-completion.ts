@@ -78,7 +78,7 @@ export async function runCompletion(
       },
     })
   } catch (error) {
-    fail(context, request, reply, stream, error, controller.signal)
+    await fail(context, request, reply, stream, error, controller.signal)
     return
   }
   if (stream === undefined) {
@@ -90,21 +90,21 @@ export async function runCompletion(
 }
 
 /** Before the headers: thrown on, for the error handler. After them: an event, and the end. */
-function fail(
+async function fail(
   context: ServerContext,
   request: FastifyRequest,
   reply: FastifyReply,
   stream: EventStream | undefined,
   error: unknown,
   signal: AbortSignal,
-): void {
+): Promise<void> {
   const { failed } = context.engine.stats()
   const apiError = failed === undefined ? toApiError(error) : engineFailed(failed, error)
   if (stream === undefined) throw apiError
   const isGone = signal.aborted && reply.raw.destroyed
   if (isGone) return
   request.log.warn({ err: error, code: apiError.code }, 'stream ended by an error')
-  void stream.send([apiError.body])
+  await stream.send([apiError.body])
   stream.end(undefined)
 }
 
