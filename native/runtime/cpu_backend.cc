@@ -84,7 +84,10 @@ int CpuBackend::load_program(Program program) {
     fail(ErrorCode::kProgram, "the program needs an arena of %lld bytes, the heap has %lld",
          static_cast<long long>(program.arena_bytes), static_cast<long long>(config_.heap_bytes));
   const int64_t num_slots = program.limits.num_slots;
-  programs_.push_back(bind_program(std::move(program), store_, heap_bases_));
+  // All that can fail comes first: an id stands for a program that runs.
+  std::shared_ptr<const LoadedProgram> loaded =
+      bind_program(std::move(program), store_, heap_bases_);
+  programs_.reserve(programs_.size() + 1);
   for (auto& worker : workers_) {  // slots outlive programs: a sequence may change program
     if (num_slots <= worker->num_slots) continue;
     SlotTable grown(num_slots);
@@ -93,6 +96,7 @@ int CpuBackend::load_program(Program program) {
     worker->slots = std::move(grown);
     worker->num_slots = num_slots;
   }
+  programs_.push_back(std::move(loaded));
   return static_cast<int>(programs_.size()) - 1;
 }
 
