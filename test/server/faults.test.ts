@@ -118,7 +118,7 @@ describe('clients', () => {
 
   it('that do not take a whole response are dropped', async () => {
     const running = await start({ limits: { stalledMs: 300 } })
-    const body = JSON.stringify({ ...LONG, n: 16, logprobs: 20 })
+    const body = JSON.stringify({ ...LONG, max_tokens: 500, n: 16, logprobs: 20 })
     const { socket } = sendRaw(running, rawPost('/v1/completions', body))
     socket.pause()
     await until(() => running.engine.stats().finished.length === 16)

@@ -51,9 +51,9 @@ export async function serveFake(
   return { ...(await serve(engine, options)), runtime: binding.runtimes[0] }
 }
 
-/** Waits until `isTrue`; fails after ten seconds. */
+/** Waits until `isTrue`; fails after thirty seconds. */
 export async function until(isTrue: () => boolean): Promise<void> {
-  const endMs = performance.now() + 10_000
+  const endMs = performance.now() + 30_000
   while (!isTrue()) {
     if (performance.now() > endMs) throw new Error(`never became true: ${isTrue}`)
     await new Promise((resolve) => setTimeout(resolve, 5))
