@@ -3,11 +3,13 @@
  * Messages come from stdin, one a line; piped input works as well and ends the conversation.
  */
 
-import { createInterface, type Interface } from 'node:readline'
+import { createInterface } from 'node:readline'
 import type { Command } from 'commander'
 import type { Engine } from '../../engine/engine.ts'
-import type { ChatMessage, SamplingOptions } from '../../engine/types.ts'
 import { EngineError } from '../../errors.ts'
+import { loadChatTemplate } from '../../tokenizer/index.ts'
+import { converse, type Terminal } from '../conversation.ts'
+import { describeError } from '../describe-error.ts'
 import type { Interrupt } from '../interrupt.ts'
 import {
   addEngineOptions,
@@ -28,68 +30,73 @@ const help = `
 While it runs: /reset forgets the conversation, /exit (or Ctrl-D) ends it. Ctrl-C stops a reply;
 without a reply it ends the conversation.`
 
-/** Streams one reply to stdout. Aborting `signal` ends it early; what came so far is kept. */
-async function reply(
-  engine: Engine,
-  messages: readonly ChatMessage[],
-  sampling: SamplingOptions,
-  signal: AbortSignal,
-): Promise<string> {
-  let text = ''
-  try {
-    for await (const chunk of engine.generate({ ...sampling, messages, signal })) {
-      text += chunk.text
-      await writeOut(chunk.text)
-    }
-  } catch (error) {
-    if (!(error instanceof EngineError && error.code === 'ERR_ABORTED')) throw error
+/** Refuses, before anything is asked, a model that cannot chat. */
+async function requireChat({ info, tokenizer }: Engine): Promise<void> {
+  if (tokenizer === undefined) {
+    throw new EngineError(
+      'ERR_TOKENIZER',
+      `chat needs a tokenizer and ${info.folder} has no tokenizer.json; add it, or use nanoweave generate --tokens`,
+    )
   }
-  await writeOut('\n')
-  return text
+  const template = await loadChatTemplate(info.folder)
+  await template?.close()
+  if (template === undefined) {
+    throw new EngineError(
+      'ERR_TEMPLATE',
+      `chat needs a chat template and ${info.folder} has none; add chat_template.jinja, or use nanoweave generate --prompt`,
+    )
+  }
 }
 
-/** Ctrl-C in a terminal that readline holds: the reply, if there is one, else everything. */
-function listenOnTerminal(lines: Interface, interrupt: Interrupt): { replying?: AbortController } {
-  const state: { replying?: AbortController } = {}
+/** stdin, stdout and stderr. Ctrl-C that readline holds ends the reply, if there is one, else all. */
+function openTerminal(command: Command, interrupt: Interrupt): Terminal {
+  const isTerminal = process.stdin.isTTY === true
+  const lines = createInterface({
+    input: process.stdin,
+    output: process.stderr,
+    terminal: isTerminal && process.stderr.isTTY === true,
+    prompt: isTerminal ? '> ' : '',
+  })
+  let replying: AbortController | undefined
   lines.on('SIGINT', () => {
-    const { replying } = state
     if (replying === undefined || replying.signal.aborted) interrupt.trigger()
     else replying.abort()
   })
   interrupt.signal.addEventListener('abort', () => lines.close(), { once: true })
-  return state
+  return {
+    lines,
+    prompt: () => lines.prompt(),
+    write: writeOut,
+    note,
+    noteError: (error) => note(describeError(error, command)),
+    beginReply() {
+      replying = new AbortController()
+      return replying.signal
+    },
+    endReply() {
+      replying = undefined
+    },
+    close: () => lines.close(),
+  }
 }
 
-async function converse(engine: Engine, flags: ChatFlags, interrupt: Interrupt): Promise<void> {
-  const sampling = readSamplingOptions(flags)
-  const opening: readonly ChatMessage[] =
-    flags.system === undefined ? [] : [{ role: 'system', content: flags.system }]
-  let messages = [...opening]
-  const lines = createInterface({
-    input: process.stdin,
-    output: process.stderr,
-    terminal: process.stdin.isTTY === true && process.stderr.isTTY === true,
-    prompt: process.stdin.isTTY === true ? '> ' : '',
+async function runChat(
+  model: string,
+  flags: ChatFlags,
+  command: Command,
+  interrupt: Interrupt,
+): Promise<void> {
+  const { signal } = interrupt
+  await withEngine(model, readEngineOptions(flags), signal, async (engine) => {
+    await requireChat(engine)
+    const { architecture } = engine.info
+    if (process.stdin.isTTY) note(`${architecture}: /reset, /exit; Ctrl-C stops a reply`)
+    await converse(engine, openTerminal(command, interrupt), {
+      opening: flags.system === undefined ? [] : [{ role: 'system', content: flags.system }],
+      request: readSamplingOptions(flags),
+      signal,
+    })
   })
-  const state = listenOnTerminal(lines, interrupt)
-  if (process.stdin.isTTY) note(`${engine.info.architecture}: /reset, /exit; Ctrl-C stops a reply`)
-  lines.prompt()
-  for await (const line of lines) {
-    const text = line.trim()
-    if (text === '/exit') break
-    if (text === '/reset') {
-      messages = [...opening]
-    } else if (text !== '') {
-      messages.push({ role: 'user', content: line })
-      state.replying = new AbortController()
-      const signal = AbortSignal.any([interrupt.signal, state.replying.signal])
-      messages.push({ role: 'assistant', content: await reply(engine, messages, sampling, signal) })
-      delete state.replying
-    }
-    if (interrupt.signal.aborted) break
-    lines.prompt()
-  }
-  lines.close()
 }
 
 export function registerChat(program: Command, interrupt: Interrupt): void {
@@ -101,9 +108,5 @@ export function registerChat(program: Command, interrupt: Interrupt): void {
     .option('--system <TEXT>', 'system message to begin with')
   addSamplingOptions(addEngineOptions(command))
     .addHelpText('after', help)
-    .action((model: string, flags: ChatFlags) =>
-      withEngine(model, readEngineOptions(flags), interrupt.signal, (engine) =>
-        converse(engine, flags, interrupt),
-      ),
-    )
+    .action((model: string, flags: ChatFlags) => runChat(model, flags, command, interrupt))
 }
