@@ -7,6 +7,7 @@ import { promisify } from 'node:util'
 import { EngineError } from '../errors.ts'
 import type { DevicesDescription } from '../native/binding.ts'
 import { loadBinding, resolveBinary } from '../native/load.ts'
+import { missingDeviceAdvice } from './describe-error.ts'
 import { formatBytes } from './output.ts'
 
 export interface Check {
@@ -37,7 +38,8 @@ async function toolVersion(tool: string, args = ['--version']): Promise<string |
 async function firstTool(tools: readonly string[]): Promise<string | undefined> {
   for (const tool of tools) {
     const version = await toolVersion(tool)
-    if (version !== undefined) return version
+    // ninja says nothing but the number.
+    if (version !== undefined) return /^\d/.test(version) ? `${tool} ${version}` : version
   }
   return undefined
 }
@@ -88,7 +90,7 @@ function deviceChecks({ devices, missing }: DevicesDescription): Check[] {
       name: backend,
       status: 'note',
       found: `not available: ${why}`,
-      todo: `only needed for --device ${backend}`,
+      todo: missingDeviceAdvice(why) ?? `only needed for --device ${backend}`,
     }),
   )
   return [...present, ...absent]
@@ -127,7 +129,7 @@ export async function runChecks(): Promise<Check[]> {
     ...(devices === undefined ? [] : deviceChecks(devices)),
     await checkTool('C++ compiler', ['c++', 'g++', 'clang++'], `${toCompile}: g++ 11 or clang 14`),
     await checkTool('cmake', ['cmake'], `${toCompile}: cmake 3.20 or newer`),
-    await checkTool('make', ['ninja', 'make'], `${toCompile}: make or ninja`),
+    await checkTool('build tool', ['ninja', 'make'], `${toCompile}: make or ninja`),
     await checkTool('CUDA compiler', cudaCompilers(), 'only needed to compile for CUDA'),
     checkDriver(),
   ]

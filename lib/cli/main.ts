@@ -6,6 +6,7 @@
  */
 
 import { readFileSync } from 'node:fs'
+import { setImmediate } from 'node:timers/promises'
 import { Command, CommanderError } from 'commander'
 import { EngineError } from '../errors.ts'
 import type { RegisterCommand } from './command.ts'
@@ -17,6 +18,7 @@ import { registerGenerate } from './commands/generate.ts'
 import { registerInspect } from './commands/inspect.ts'
 import { registerScore } from './commands/score.ts'
 import { registerServe } from './commands/serve.ts'
+import { describeError } from './describe-error.ts'
 import { EXIT_FAILED, EXIT_OK, EXIT_USAGE, exitCodeOf } from './exit-codes.ts'
 import { type Interrupt, listenForInterrupt } from './interrupt.ts'
 import { note } from './output.ts'
@@ -68,13 +70,13 @@ function createProgram(interrupt: Interrupt): Command {
   return program
 }
 
-/** Says what went wrong on stderr; returns the exit code. */
-function report(error: unknown, interrupt: Interrupt): number {
+/** Says what went wrong on stderr; returns the exit code. `command`: the one that ran, if any. */
+function report(error: unknown, interrupt: Interrupt, command: Command | undefined): number {
   if (interrupt.signal.aborted) return interrupt.exitCode()
   // Commander has already written its message; `--help` and `--version` come here with code 0.
   if (error instanceof CommanderError) return error.exitCode === EXIT_OK ? EXIT_OK : EXIT_USAGE
   if (error instanceof EngineError) {
-    note(`nanoweave: ${error.message} [${error.code}]`)
+    note(describeError(error, command))
     return exitCodeOf(error.code)
   }
   note(`nanoweave: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`)
@@ -83,12 +85,22 @@ function report(error: unknown, interrupt: Interrupt): number {
 
 async function main(): Promise<void> {
   const interrupt = listenForInterrupt()
+  let running: Command | undefined
   try {
-    await createProgram(interrupt).parseAsync()
+    const program = createProgram(interrupt).hook('preAction', (_, command) => {
+      running = command
+    })
+    await program.parseAsync()
     if (interrupt.signal.aborted) process.exitCode = interrupt.exitCode()
   } catch (error) {
-    process.exitCode = report(error, interrupt)
+    process.exitCode = report(error, interrupt, running)
   }
+  // The stream tells of a failed write one turn later.
+  await setImmediate()
+  const failure = interrupt.outputFailure()
+  if (failure === undefined) return
+  note(describeError(failure, running))
+  process.exitCode = exitCodeOf(failure.code)
 }
 
 await main()

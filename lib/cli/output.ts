@@ -3,8 +3,6 @@
  * away (`nanoweave generate … | head -1`) ends the work quietly.
  */
 
-import { once } from 'node:events'
-
 /** Cuts numbers to what a person reads: 12.3, 1.23, 123. */
 export function formatNumber(value: number): string {
   if (!Number.isFinite(value)) return '–'
@@ -31,12 +29,10 @@ export function formatCount(count: number): string {
   return String(count)
 }
 
-/** Writes to stdout; resolves when there is room for more. */
+/** Writes to stdout; resolves when it is written, or failed: interrupt.ts deals with failures. */
 export async function writeOut(text: string): Promise<void> {
   if (text === '' || process.stdout.destroyed) return
-  if (process.stdout.write(text)) return
-  // A closed pipe ends the wait as well.
-  await Promise.race([once(process.stdout, 'drain'), once(process.stdout, 'close')])
+  await new Promise<void>((resolve) => process.stdout.write(text, () => resolve()))
 }
 
 /** The one JSON document of `--json`. */
