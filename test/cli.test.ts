@@ -1,8 +1,8 @@
 /** The command line as a user runs it: dist/cli/main.js in a child process. */
 
-import { execFileSync, spawn } from 'node:child_process'
-import { existsSync } from 'node:fs'
-import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { closeSync, existsSync, openSync } from 'node:fs'
+import { cp, mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -56,6 +56,8 @@ interface ExpectedCase {
 
 let scratch: string
 let cases: readonly ExpectedCase[]
+/** The model without its text side. */
+let wordless: string
 
 beforeAll(async () => {
   execFileSync(process.execPath, ['scripts/prepare.cjs'], { stdio: 'inherit' })
@@ -63,6 +65,10 @@ beforeAll(async () => {
   cases = (
     JSON.parse(await readFile(`${model}/expected.json`, 'utf8')) as { cases: ExpectedCase[] }
   ).cases
+  wordless = join(scratch, 'wordless')
+  await cp(model, wordless, { recursive: true })
+  for (const name of ['tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja'])
+    await rm(join(wordless, name), { force: true })
 })
 afterAll(() => rm(scratch, { recursive: true, force: true }))
 
@@ -100,6 +106,9 @@ describe('help and usage', () => {
     [['generate', model, '--prompt', 'a', '--device', 'abacus']],
     [['generate', model, '--prompt', 'a', '--frobnicate']],
     [['generate', model, '--prompt', 'a', '--temperature', '-1']],
+    [['generate', model, '--prompt', 'a', '--max-tokens', '-1']],
+    [['generate', model, '--prompt', 'a', '--kv-cache-bytes', 'much']],
+    [['inspect', model, '--precision', 'f64']],
     [['score', model]],
     [['score', model, '--tokens', '1,x']],
     [['score', model, '--tokens', '1,999999']],
@@ -125,6 +134,28 @@ describe('failures', () => {
     const { code, stdout, stderr } = await nanoweave(['generate', model, '--prompt', 'a', ...flags])
     expect({ code, stdout }).toEqual({ code: 3, stdout: '' })
     expect(stderr).toContain(error)
+  })
+
+  it
+    .skipIf(!existsSync('/dev/full'))
+    .each([
+      [['generate', model, '--prompt', 'a', '--max-tokens', '8']],
+      [['generate', model, '--prompt', 'a', '--max-tokens', '8', '--json']],
+      [['doctor', '--json']],
+      [['--help']],
+    ])('%j to a full disk: code 1, one line', (args) => {
+    const full = openSync('/dev/full', 'w')
+    try {
+      const { status, stderr } = spawnSync(process.execPath, [main, ...args], {
+        stdio: ['ignore', full, 'pipe'],
+        encoding: 'utf8',
+      })
+      expect(status).toBe(1)
+      expect(stderr).toContain('ERR_IO')
+      expect(stderr).not.toMatch(/^ +at /m)
+    } finally {
+      closeSync(full)
+    }
   })
 
   it('no addon: code 3', async () => {
@@ -196,7 +227,57 @@ describe('generate', () => {
   })
 })
 
+describe('generate without text', () => {
+  it('prints ids where there is no tokenizer', async () => {
+    const args = ['generate', wordless, '--tokens', '1,680,679', '--max-tokens', '4']
+    const [plain, json] = [await nanoweave(args), await nanoweave([...args, '--json'])]
+    const { tokens } = JSON.parse(json.stdout) as { tokens: number[] }
+    expect(plain).toMatchObject({ code: 0, stdout: `${tokens.join(',')}\n` })
+  })
+})
+
+describe('generate --prompt -', () => {
+  const args = ['generate', model, '--max-tokens', '6', '--temperature', '0', '--prompt']
+
+  it('reads stdin', async () => {
+    const given = await nanoweave([...args, 'Once upon a time'])
+    const piped = await nanoweave([...args, '-'], { input: 'Once upon a time\n' })
+    expect(piped).toMatchObject({ code: 0, stdout: given.stdout })
+  })
+
+  it('refuses more than it can hold: code 2', async () => {
+    const input = 'a'.repeat(8 * 1024 * 1024 + 1)
+    const { code, stdout, stderr } = await nanoweave([...args, '-'], { input })
+    expect({ code, stdout }).toEqual({ code: 2, stdout: '' })
+    expect(stderr).toContain('ERR_USAGE')
+  })
+})
+
 describe('chat', () => {
+  it.each([
+    ['tokenizer', ['tokenizer.json'], 'ERR_TOKENIZER'],
+    ['chat template', ['tokenizer_config.json', 'chat_template.jinja'], 'ERR_TEMPLATE'],
+  ])('refuses a model without a %s at once: code 1', async (what, names, error) => {
+    const folder = join(scratch, `no ${what}`)
+    await cp(model, folder, { recursive: true })
+    for (const name of names) await rm(join(folder, name), { force: true })
+    const { code, stdout, stderr } = await nanoweave(['chat', folder])
+    expect({ code, stdout }).toEqual({ code: 1, stdout: '' })
+    expect(stderr).toContain(error)
+  })
+
+  it('goes on when the context is full', async () => {
+    const input = `${'mouse '.repeat(80)}\nHello!\n`
+    const args = ['chat', model, '--temperature', '0', '--max-model-len', '64', '--max-tokens', '8']
+    const { code, stdout, stderr } = await nanoweave(args, { input })
+    expect(code).toBe(0)
+    expect(stderr).toContain('ERR_CONTEXT_LENGTH')
+    expect(stderr).toContain('/reset')
+    const fresh = await nanoweave(args, { input: 'Hello!\n' })
+    expect(fresh.stdout).not.toBe('')
+    expect(stdout).toBe(fresh.stdout)
+  })
+
   it('answers piped messages, keeps the conversation, and forgets it on /reset', async () => {
     const input = 'My name is Ada.\n/reset\nHello!\n/exit\nnever read\n'
     const { code, stdout } = await nanoweave(['chat', model, '--temperature', '0'], { input })
@@ -308,6 +389,19 @@ describe('demo', () => {
     expect(stdout.length).toBeGreaterThan(40)
     expect(stderr).toContain('2 nano-batches, 2 ranks')
     for (const figure of ['load', 'first token', 'tokens/s']) expect(stderr).toContain(figure)
+  })
+})
+
+describe('demo --json', () => {
+  it('is one document', async () => {
+    const { code, stdout } = await nanoweave(['demo', '--json', '--max-tokens', '4'])
+    expect(code).toBe(0)
+    expect(JSON.parse(stdout)).toMatchObject({
+      prompt: 'Once upon a time',
+      finishReason: 'length',
+      usage: { completionTokens: 4 },
+      info: { tensorParallel: 2 },
+    })
   })
 })
 

@@ -18,9 +18,26 @@ export function parseCount(text: string): number {
 }
 
 function parsePositive(text: string): number {
+  if (/^-\d+$/.test(text)) throw new InvalidArgumentError('must be at least 1')
   const value = parseCount(text)
   if (value === 0) throw new InvalidArgumentError('must be at least 1')
   return value
+}
+
+const bytesOfUnit = { '': 1, k: 1024, m: 1024 ** 2, g: 1024 ** 3, t: 1024 ** 4 } as const
+
+/** `4000000`, `4GB` (of 1000), `4GiB` or `4G` (of 1024). */
+export function parseBytes(text: string): number {
+  const parts = /^(\d+(?:\.\d+)?) ?([kmgt]?)(i?b)?$/i.exec(text)
+  if (parts === null) throw new InvalidArgumentError('expected bytes: 4000000000, 4GB or 4GiB')
+  const [, number, prefix = '', suffix = ''] = parts
+  const unit = bytesOfUnit[prefix.toLowerCase() as keyof typeof bytesOfUnit]
+  const isDecimal = suffix.toLowerCase() === 'b'
+  const size = isDecimal ? 1000 ** Math.round(Math.log2(unit) / 10) : unit
+  const bytes = Math.floor(Number(number) * size)
+  if (bytes < 1) throw new InvalidArgumentError('must be at least 1')
+  if (!Number.isSafeInteger(bytes)) throw new InvalidArgumentError('too large')
+  return bytes
 }
 
 function parseSeed(text: string): bigint {
@@ -57,17 +74,21 @@ export interface EngineFlags {
   readonly threads?: number
 }
 
+export function precisionOption(): Option {
+  return new Option('--precision <P>', 'compute in').choices(['auto', 'f32', 'bf16'])
+}
+
 export function addEngineOptions(command: Command): Command {
   return command
     .option('--tp <W>', 'ranks that share every layer', parsePositive)
     .option('--ep <N>', 'ranks that share the experts', parsePositive)
     .addOption(new Option('--device <D>', 'where to run').choices(['cpu', 'cuda', 'auto']))
     .option('--devices <LIST>', 'devices of the ranks: cuda:0,cuda:1')
-    .addOption(new Option('--precision <P>', 'compute in').choices(['auto', 'f32', 'bf16']))
+    .addOption(precisionOption())
     .option('--nano-batches <N>', 'parts of a step: auto or 1..4', parseNanoBatches)
     .option('--deterministic', 'results independent of the batch')
     .option('--max-model-len <N>', 'longest prompt and output, tokens', parsePositive)
-    .option('--kv-cache-bytes <N>', 'size of the KV cache', parsePositive)
+    .option('--kv-cache-bytes <N>', 'size of the KV cache: 2000000000, 2GB, 2GiB', parseBytes)
     .option('--threads <N>', 'CPU threads of all ranks together', parsePositive)
 }
 

@@ -13,11 +13,12 @@ import {
   readSamplingOptions,
   type SamplingFlags,
 } from '../options.ts'
-import { formatCount, formatNumber, formatPairs, note, writeOut } from '../output.ts'
+import { formatCount, formatNumber, formatPairs, note, writeJson, writeOut } from '../output.ts'
 import { withEngine } from '../with-engine.ts'
 
 interface DemoFlags extends EngineFlags, SamplingFlags {
   readonly prompt: string
+  readonly json?: boolean
 }
 
 const demoModel = fileURLToPath(new URL('../../../models/tiny-dense', import.meta.url))
@@ -56,6 +57,13 @@ async function runDemo(flags: DemoFlags, signal: AbortSignal): Promise<void> {
       prompt,
       signal,
     }
+    if (flags.json === true) {
+      const { text, tokens, finishReason, stopReason, usage, timings } =
+        await engine.complete(request)
+      const { info } = engine
+      await writeJson({ info, prompt, text, tokens, finishReason, stopReason, usage, timings })
+      return
+    }
     await writeOut(prompt)
     let last: GenerateChunk | undefined
     for await (const chunk of engine.generate(request)) {
@@ -75,5 +83,6 @@ export function registerDemo(program: Command, { signal }: Interrupt): void {
       'Streams a story from the shipped model, by default over 2 ranks in 2 nano-batches.',
     )
     .option('--prompt <TEXT>', 'how the story begins', 'Once upon a time')
+    .option('--json', 'one JSON document instead of text')
   addSamplingOptions(addEngineOptions(command)).action((flags: DemoFlags) => runDemo(flags, signal))
 }

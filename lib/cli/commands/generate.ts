@@ -14,6 +14,7 @@ import {
   type SamplingFlags,
 } from '../options.ts'
 import { formatNumber, note, writeJson, writeOut } from '../output.ts'
+import { readStdin } from '../read-stdin.ts'
 import { withEngine } from '../with-engine.ts'
 
 interface GenerateFlags extends EngineFlags, SamplingFlags {
@@ -29,12 +30,13 @@ Examples:
   nanoweave generate MODEL --chat "What is 12 + 7?" --temperature 0 --json
   nanoweave generate MODEL --prompt "…" --tp 4 --devices cuda:0,cuda:1,cuda:2,cuda:3`
 
-function readInput(flags: GenerateFlags): GenerateRequest {
+async function readInput(flags: GenerateFlags, signal: AbortSignal): Promise<GenerateRequest> {
   const { prompt, chat, tokens } = flags
   if ([prompt, chat, tokens].filter((input) => input !== undefined).length !== 1) {
     throw new EngineError('ERR_USAGE', 'give exactly one of --prompt, --chat and --tokens')
   }
   if (tokens !== undefined) return { tokens }
+  if (prompt === '-') return { prompt: await readStdin(signal) }
   return chat === undefined ? { prompt: prompt! } : { messages: [{ role: 'user', content: chat }] }
 }
 
@@ -43,12 +45,26 @@ function summarize({ usage, timings, finishReason }: GenerateChunk): string {
   return `${usage?.completionTokens ?? 0} tokens${speed}, ended by ${finishReason ?? 'nothing'}`
 }
 
+/** Chunks of ids to one list, as --tokens takes it: 1,2,3. For models without a tokenizer. */
+function listIds(): (tokens: readonly number[]) => string {
+  let separator = ''
+  return (tokens) =>
+    tokens
+      .map((id) => {
+        const text = `${separator}${id}`
+        separator = ','
+        return text
+      })
+      .join('')
+}
+
 async function runGenerate(
   model: string,
   flags: GenerateFlags,
   signal: AbortSignal,
 ): Promise<void> {
-  const request = { ...readInput(flags), ...readSamplingOptions(flags), signal }
+  const input = await readInput(flags, signal)
+  const request = { ...input, ...readSamplingOptions(flags), signal }
   await withEngine(model, readEngineOptions(flags), signal, async (engine) => {
     if (flags.json === true) {
       const { text, tokens, finishReason, stopReason, usage, timings } =
@@ -57,8 +73,9 @@ async function runGenerate(
       return
     }
     let last: GenerateChunk | undefined
+    const ids = listIds()
     for await (const chunk of engine.generate(request)) {
-      await writeOut(chunk.text)
+      await writeOut(engine.tokenizer === undefined ? ids(chunk.tokens) : chunk.text)
       last = chunk
     }
     await writeOut('\n')
@@ -72,7 +89,7 @@ export function registerGenerate(program: Command, { signal }: Interrupt): void 
     .argument('<MODEL>', 'model folder')
     .summary('continue a prompt, or answer one message')
     .description('Continues a prompt as it is, or answers a message through the chat template.')
-    .option('--prompt <TEXT>', 'raw text to continue')
+    .option('--prompt <TEXT>', 'raw text to continue; -: from stdin')
     .option('--chat <TEXT>', 'a message, through the chat template')
     .option('--tokens <IDS>', 'token ids to continue: 1,2,3', parseTokens)
     .option('--json', 'one JSON document instead of text')

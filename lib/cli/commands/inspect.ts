@@ -1,17 +1,18 @@
 /** `nanoweave inspect`: what a model folder holds, what it needs, and what this version cannot run. */
 
 import type { Command } from 'commander'
+import type { Precision } from '../../engine/types.ts'
 import { EngineError } from '../../errors.ts'
 import { loadModel, type Model, modelFootprint } from '../../models/index.ts'
 import { loadChatTemplate, loadTokenizer } from '../../tokenizer/index.ts'
 import { exitCodeOf } from '../exit-codes.ts'
+import { precisionOption } from '../options.ts'
 import { formatBytes, formatCount, formatPairs, writeJson, writeOut } from '../output.ts'
 
 const degrees = [1, 2, 4, 8] as const
-const precisions = ['auto', 'f32', 'bf16'] as const
 
 interface InspectFlags {
-  readonly precision: (typeof precisions)[number]
+  readonly precision: Precision
   readonly json?: boolean
 }
 
@@ -38,6 +39,8 @@ interface ModelReport {
   readonly maxPositions: number
   readonly eosTokenIds: readonly number[]
   readonly tokenizer: string
+  /** Tokens the tokenizer knows, where there is one; the model's rows beyond are padding. */
+  readonly tokenizerTokens?: number
   readonly chatTemplate: string
   readonly layouts: readonly LayoutReport[]
 }
@@ -71,6 +74,11 @@ async function inspectModel(folder: string, flags: InspectFlags): Promise<ModelR
   const { spec } = model
   const { heads, kvHeads, headDim } = spec.layers[0]!.attention
   const { parameters } = modelFootprint(model, { tensorParallel: 1, precision: flags.precision })
+  let tokenizerTokens: number | undefined
+  const tokenizer = await describeText(async () => {
+    tokenizerTokens = (await loadTokenizer(folder))?.vocabSize
+    return tokenizerTokens === undefined ? 'none' : `${tokenizerTokens} tokens`
+  })
   return {
     folder: model.folder,
     supported: true,
@@ -85,10 +93,8 @@ async function inspectModel(folder: string, flags: InspectFlags): Promise<ModelR
     headDim,
     maxPositions: model.maxPositions,
     eosTokenIds: model.eosTokenIds,
-    tokenizer: await describeText(async () => {
-      const tokenizer = await loadTokenizer(folder)
-      return tokenizer === undefined ? 'none' : `${tokenizer.vocabSize} tokens`
-    }),
+    tokenizer,
+    ...(tokenizerTokens !== undefined && { tokenizerTokens }),
     chatTemplate: await describeText(async () => {
       const template = await loadChatTemplate(folder)
       await template?.close()
@@ -114,13 +120,14 @@ function formatLayouts({ layouts, maxPositions }: ModelReport): string {
 }
 
 function formatReport(report: ModelReport): string {
-  const { layers, hiddenSize, heads, kvHeads, headDim } = report
+  const { layers, hiddenSize, heads, kvHeads, headDim, vocabSize, tokenizerTokens } = report
+  const isPadded = tokenizerTokens !== undefined && tokenizerTokens < vocabSize
   const shape = `${layers} layers, hidden ${hiddenSize}, ${heads} heads, ${kvHeads} KV heads, head size ${headDim}`
   const pairs = formatPairs([
     ['architecture', report.architecture],
     ['parameters', `${formatCount(report.parameters)}, ${report.weightDtype}`],
     ['shape', shape],
-    ['vocabulary', String(report.vocabSize)],
+    ['vocabulary', `${vocabSize}${isPadded ? ', padded' : ''}`],
     ['context', `${report.maxPositions} tokens`],
     ['tokenizer', report.tokenizer],
     ['chat template', report.chatTemplate],
@@ -151,7 +158,7 @@ export function registerInspect(program: Command): void {
     .argument('<MODEL>', 'model folder')
     .summary('architecture, parameters, memory per rank')
     .description('What a model folder holds and needs, and what this version cannot run and why.')
-    .option('--precision <P>', 'compute in auto, f32 or bf16', 'auto')
+    .addOption(precisionOption().default('auto'))
     .option('--json', 'one JSON document instead of text')
     .action(runInspect)
 }
