@@ -131,6 +131,8 @@ void apply_top_p(const VectorKernels& kernels, std::span<float> weights, double 
   const auto boundary = find_boundary<double>(weights.data(), candidates, target,
                                               [&](int32_t token) { return weights[token]; });
   const std::span<int32_t> edge = in_bin(weights.data(), candidates, boundary.bin, scratch.edge);
+  // Near top_p 1 rounding may leave the sum of all candidates short of the target: all are needed.
+  if (edge.empty()) return kernels.clear_below(weights.data(), count, threshold);
   const size_t length = prefix_length(weights.data(), edge, target - boundary.above);
   const float least = weights[edge[length - 1]];
   for (const int32_t token : edge.subspan(length)) weights[token] = 0;

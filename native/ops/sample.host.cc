@@ -153,6 +153,12 @@ HostKernel prepare_sample(const OpInstance& op) {
   op.require(tokens.space == Space::kArena && tokens.dtype == DType::kI32 &&
                  tokens.shape.size() == 1 && tokens.shape[0].symbol == Symbol::kRows,
              "buffer %s must be [R] i32 in the arena", tokens.name.c_str());
+  op.require(vocab <= op.program.limits.vocab_size, "vocab_size is %lld, the program's is %lld",
+             static_cast<long long>(vocab), static_cast<long long>(op.program.limits.vocab_size));
+  // A row's result has one place, and its slot takes one token per step.
+  op.require(std::count_if(op.program.ops.begin(), op.program.ops.end(),
+                           [&](const OpDesc& other) { return other.kind == op.op.kind; }) == 1,
+             "a program samples once");
   op.require(op.op.part() < 0, "works on whole buffers, not on parts");
 
   return [vocab](const HostRun& run) { run_sample(run, vocab); };

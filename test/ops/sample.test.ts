@@ -2,6 +2,7 @@
 
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { ROW_FLAG, STEP_SECTION } from '../../lib/engine/step.ts'
+import { toEngineError } from '../../lib/native/load.ts'
 import { embed } from '../../lib/ops/embed.ts'
 import { sample } from '../../lib/ops/sample.ts'
 import {
@@ -359,3 +360,56 @@ test('a later step takes a sampled token from its slot', async () => {
     await runtime.close()
   }
 })
+
+test.each([
+  ['samples twice', 2, VOCAB],
+  ['has a smaller vocabulary', 1, VOCAB - 1],
+])('a program that %s is refused', async (_, count, vocabSize) => {
+  const builder = builderFor(4, 1, { vocabSize, numSlots: 4 })
+  const logits = builder.arena('logits', 'f32', ['R', VOCAB])
+  for (let i = 0; i < count; i++) {
+    const tokens = builder.arena(`tokens${i}`, 'i32', ['R'])
+    builder.add(`op${i}`, sample({ logits, tokens }, { vocab_size: VOCAB }))
+  }
+  const opened = OpRuntime.open(placeApart(builder), {}).catch((error) => toEngineError(error).code)
+  expect(await opened).toBe('ERR_PROGRAM')
+})
+
+/** So near 1 that rounding can leave the sum of all candidates short of what top-p asks for. */
+test.each([
+  [512, 0.9999999],
+  [512, 0.99999994],
+  [32_000, 0.9999999],
+  [32_000, 0.99999994],
+])(
+  '2,048 rows of %i logits with top-p %f',
+  async (vocabSize, topP) => {
+    const maxRows = 64
+    const sampler = await Sampler.open({ vocabSize, maxRows, threadsPerRank: 2 })
+    const logits = Array.from({ length: 8 }, (_, seed) => gaussianRow(seed, vocabSize))
+    const outside: number[] = []
+    for (let round = 0; round < 32; round++) {
+      const rows: SampleRow[] = []
+      const params = new Map<number, SamplingParams>()
+      for (let slot = 0; slot < maxRows; slot++) {
+        const row = round * maxRows + slot
+        rows.push({ logits: logits[slot % 8]!, slot, position: row, flags: ROW_FLAG.sample })
+        params.set(slot, { temperature: 0.5 + row / 1000, topP, seed: BigInt(row) })
+      }
+      const { sampled } = await sampler.run(rows, { params })
+      outside.push(...[...sampled].filter((token) => token < 0 || token >= vocabSize))
+    }
+    expect(outside).toEqual([])
+    await sampler.close()
+  },
+  60_000,
+)
+
+function gaussianRow(seed: number, size: number): Float64Array {
+  const random = createRandom(seed)
+  const uniform = () => random.int(1, 1 << 24) / (1 << 24)
+  return Float64Array.from(
+    { length: size },
+    () => 2 * Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform()),
+  )
+}
