@@ -40,7 +40,10 @@ export const STEP_SECTION = {
   slotHistory: 10,
   /** Repeated {slot, count, (token, f32 bias)…}: logit bias. */
   slotBias: 11,
-  /** [n · 2] {source block, destination block}: KV copies done before the step. */
+  /**
+   * [n · 2] {source block, destination block}: KV copies done before the step, in any order. Each
+   * destination stands once, and no source is also a destination.
+   */
   blockCopies: 12,
 } as const
 

@@ -266,8 +266,18 @@ class GroupParser {
     constexpr StepSection kind = StepSection::kBlockCopies;
     const auto size = static_cast<int64_t>(section(kind).size());
     require_length(kind, size / 2 * 2);
-    for (int64_t i = 0; i < size; ++i) require_range(kind, i, 0, limits_.num_blocks);
-    step_.block_copies = section(kind);
+    if (size / 2 > limits_.num_blocks) refuse(kind, 0, "more copies than blocks", size / 2);
+    const Words words = section(kind);
+    std::unordered_set<int32_t> destinations;
+    for (int64_t i = 0; i < size; ++i) {
+      require_range(kind, i, 0, limits_.num_blocks);
+      if (i % 2 == 1 && !destinations.insert(words[i]).second)
+        refuse(kind, i, "a block is the destination of two copies", words[i]);
+    }
+    for (int64_t i = 0; i < size; i += 2)
+      if (destinations.contains(words[i]))
+        refuse(kind, i, "a copied block is a destination too", words[i]);
+    step_.block_copies = words;
   }
 
   const Limits& limits_;

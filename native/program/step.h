@@ -66,7 +66,9 @@ struct GroupStep {
   std::span<const int32_t> slot_params;  // [n, kSlotParamWords]
   std::span<const int32_t> slot_history;
   std::span<const int32_t> slot_bias;
-  std::span<const int32_t> block_copies;  // [n, 2]
+  // [n, 2] {source, destination}: each destination once, and no source among them, so that the
+  // order of the copies does not matter.
+  std::span<const int32_t> block_copies;
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t num_seqs() const { return static_cast<int64_t>(seq_lens.size()); }
