@@ -23,6 +23,8 @@ import {
   twoBufferProgram,
 } from './support/runtime-programs.ts'
 
+type ProgramShape = Program['buffers'][number]['shape']
+
 const LIMITS = {
   maxTokens: 32,
   maxRows: 8,
@@ -67,7 +69,7 @@ function mutateText(text: string, random: Random): string {
 }
 
 /** 21 tokens of two sequences that sample with penalties, a bias and log-probabilities. */
-function validStep(): Int32Array {
+function validStep(blockCopies: readonly number[] = [2, 5]): Int32Array {
   const range = (length: number) => Array.from({ length }, (_, index) => index)
   const flags = ROW_FLAG.sample | ROW_FLAG.logprob | ROW_FLAG.logits | (4 << 8)
   const params = (slot: number) => [
@@ -91,7 +93,7 @@ function validStep(): Int32Array {
       [STEP_SECTION.slotParams, [...params(0), ...params(1)]],
       [STEP_SECTION.slotHistory, [0, 3, 1, 2, 3]],
       [STEP_SECTION.slotBias, [1, 1, 4, ...wordsOf(-2)]],
-      [STEP_SECTION.blockCopies, [2, 5]],
+      [STEP_SECTION.blockCopies, blockCopies],
     ]),
   )
 }
@@ -128,6 +130,18 @@ describe('a real program', () => {
 
   test('the step it starts from runs', async () => {
     expect(await outcome(runtime.submit(program, step))).toBe('ran')
+  })
+
+  test.each<[string, number[], string]>([
+    ['two copies of one block', [2, 5, 2, 6], 'ran'],
+    ['a destination twice', [2, 5, 3, 5], 'ERR_STEP'],
+    ['a source that is written', [2, 5, 5, 6], 'ERR_STEP'],
+    ['a source that was written', [5, 6, 2, 5], 'ERR_STEP'],
+    ['a copy onto itself', [2, 2], 'ERR_STEP'],
+    ['half a pair', [2, 5, 3], 'ERR_STEP'],
+    ['more copies than blocks', Array.from({ length: 18 }, () => 1), 'ERR_STEP'],
+  ])('block copies: %s', async (_, copies, expected) => {
+    expect(await outcome(runtime.submit(program, validStep(copies)))).toBe(expected)
   })
 
   test('4,000 damaged steps', async () => {
@@ -199,6 +213,15 @@ describe('hostile programs', () => {
     const base = twoBufferProgram(1, [sumOp()])
     return { ...base, buffers: [base.buffers[0], { ...base.buffers[1], ...changes }] }
   }
+  const withLimits = (limits: Partial<Program['limits']>, shape: ProgramShape = ['T', 8]) => {
+    const program = withBuffer({ shape })
+    return { ...program, limits: { ...program.limits, ...limits } }
+  }
+  const overlapping = (count: number) => {
+    const base = twoBufferProgram(1, [])
+    const buffers = Array.from({ length: count }, (_, i) => ({ ...base.buffers[0], name: `b${i}` }))
+    return { ...base, buffers }
+  }
 
   test.each<[string, unknown]>([
     ['not JSON', undefined],
@@ -220,6 +243,9 @@ describe('hostile programs', () => {
     ['an unaligned buffer', withBuffer({ offset: 520 })],
     ['operands that share bytes', withBuffer({ offset: 64 })],
     ['a buffer of 2^60 bytes', withBuffer({ shape: ['T', 2 ** 30, 2 ** 30] })],
+    ['2^60 bytes a row, no rows', withLimits({ maxRows: 0 }, ['R', 2 ** 30, 2 ** 30])],
+    ['more slots than 2^16', withLimits({ numSlots: 2 ** 16 + 1 })],
+    ['a million pairs of overlapping buffers', overlapping(1500)],
     ['an empty dimension', withBuffer({ shape: ['T', 0] })],
     ['a symbol in second place', withBuffer({ shape: [8, 'T'] })],
     ['a dtype from nowhere', withBuffer({ dtype: 'f64' })],

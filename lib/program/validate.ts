@@ -60,7 +60,7 @@ function validateLimits(limits: ProgramLimits): void {
   requireInteger(limits.maxTokens, 'maxTokens', 1, 2 ** 22)
   requireInteger(limits.maxRows, 'maxRows', 0, 2 ** 22)
   requireInteger(limits.maxSeqs, 'maxSeqs', 0, 2 ** 22)
-  requireInteger(limits.numSlots, 'numSlots', 0, 2 ** 22)
+  requireInteger(limits.numSlots, 'numSlots', 0, 2 ** 16)
   requireInteger(limits.vocabSize, 'vocabSize', 0, 2 ** 30)
   requireInteger(limits.numBlocks, 'numBlocks', 0, 2 ** 30)
   requireInteger(limits.blockSize, 'blockSize', limits.numBlocks > 0 ? 1 : 0, 2 ** 16)

@@ -51,7 +51,7 @@ Limits parse_limits(const Json& json) {
   limits.block_size = get("blockSize", 0, 1 << 16);
   limits.max_blocks_per_seq = get("maxBlocksPerSeq", 0, 1 << 30);
   limits.vocab_size = get("vocabSize", 0, 1 << 30);
-  limits.num_slots = get("numSlots", 0, 1 << 22);
+  limits.num_slots = get("numSlots", 0, 1 << 16);
   if (limits.num_blocks > 0 && limits.block_size == 0)
     fail(ErrorCode::kProgram, "numBlocks is %lld but blockSize is 0",
          static_cast<long long>(limits.num_blocks));
@@ -77,7 +77,7 @@ Dim parse_dim(const Json& json, const Limits& limits, bool first) {
 void check_bytes(const BufferDesc& buffer) {
   __int128 bytes = dtype_bytes(buffer.dtype);
   for (const Dim& dim : buffer.shape) {
-    bytes *= dim.size;
+    bytes *= std::max<int64_t>(dim.size, 1);  // an empty dimension must not hide the others
     if (bytes > kMaxBytes)
       fail(ErrorCode::kProgram, "buffer '%s' is larger than 2^44 bytes", buffer.name.c_str());
   }

@@ -15,8 +15,10 @@ namespace nanoweave {
 namespace {
 
 constexpr int kLanes = 3;
-constexpr int kWhole = 4;                         // index beside parts 0..3: accesses to all rows
-constexpr int64_t kMaxChecks = int64_t{1} << 32;  // far above any compiled model
+constexpr int kWhole = 4;  // index beside parts 0..3: accesses to all rows
+// Far above any compiled model:
+constexpr int64_t kMaxChecks = int64_t{1} << 28;
+constexpr int64_t kMaxOverlaps = int64_t{1} << 20;  // pairs of buffers that share bytes
 
 // Per lane, the last op (-1: none).
 using Clock = std::array<int, kLanes>;
@@ -85,6 +87,10 @@ class Verifier {
            y.offset < x.offset + x.max_bytes();
   }
 
+  [[noreturn]] static void refuse_overlaps() {
+    fail(ErrorCode::kProgram, "too many overlapping buffers to verify; plan the memory apart");
+  }
+
   void find_overlaps() {
     std::vector<int> arena;
     for (int i = 0; i < static_cast<int>(program_.buffers.size()); ++i)
@@ -93,10 +99,12 @@ class Verifier {
     std::sort(arena.begin(), arena.end(), [&](int a, int b) {
       return program_.buffers[a].offset < program_.buffers[b].offset;
     });
+    int64_t num_overlaps = 0;
     for (size_t i = 0; i < arena.size(); ++i) {
       const BufferDesc& buffer = program_.buffers[arena[i]];
       const int64_t end = buffer.offset + buffer.max_bytes();
       for (size_t j = i + 1; j < arena.size() && program_.buffers[arena[j]].offset < end; ++j) {
+        if (++num_overlaps > kMaxOverlaps) refuse_overlaps();
         overlaps_[arena[i]].push_back(arena[j]);
         overlaps_[arena[j]].push_back(arena[i]);
       }
@@ -125,8 +133,7 @@ class Verifier {
            program_.buffers[buffer].name.c_str(), buffer == other ? "" : " and ",
            buffer == other ? "" : program_.buffers[other].name.c_str());
     }
-    if (checks_ > kMaxChecks)
-      fail(ErrorCode::kProgram, "too many overlapping buffers to verify; plan the memory apart");
+    if (checks_ > kMaxChecks) refuse_overlaps();
   }
 
   void check(int index, const Clock& clock, const Access& access) {
