@@ -57,6 +57,11 @@ void Runtime::load_program(std::string json, Settle<int> settle) {
     try {
       Program program = parse_program(json);
       verify_program(program);
+      {
+        // Cannot fail once the backend has the program: ids are the backend's.
+        const std::lock_guard lock(mutex_);
+        programs_.reserve(programs_.size() + 1);
+      }
       id = backend_->load_program(std::move(program));
       const std::lock_guard lock(mutex_);
       programs_.push_back(&backend_->program(id));
@@ -103,24 +108,35 @@ void Runtime::submit(int program_id, std::span<const int32_t> words,
 // With mutex_ held.
 void Runtime::run_step(int program_id, std::shared_ptr<const Step> step,
                        const Settle<std::vector<int32_t>>& settle) {
+  auto done = [this, step, settle](std::unique_ptr<StepResult> result, std::exception_ptr why) {
+    std::vector<int32_t> words;
+    try {
+      if (!why) words = encode_result(*step, *result);
+    } catch (...) {
+      why = std::current_exception();
+    }
+    if (why) {
+      const std::lock_guard lock(mutex_);
+      if (!failure_) failure_ = why;
+    }
+    settle(std::move(words), why);
+    const std::lock_guard lock(mutex_);
+    --steps_in_flight_;
+    changed_.notify_all();
+  };
   ++steps_in_flight_;
-  backend_->run(program_id, step,
-                [this, step, settle](std::unique_ptr<StepResult> result, std::exception_ptr why) {
-                  std::vector<int32_t> words;
-                  try {
-                    if (!why) words = encode_result(*step, *result);
-                  } catch (...) {
-                    why = std::current_exception();
-                  }
-                  if (why) {
-                    const std::lock_guard lock(mutex_);
-                    if (!failure_) failure_ = why;
-                  }
-                  settle(std::move(words), why);
-                  const std::lock_guard lock(mutex_);
-                  --steps_in_flight_;
-                  changed_.notify_all();
-                });
+  try {
+    backend_->run(program_id, step, std::move(done));
+  } catch (...) {
+    // Some ranks may have the step and others not: they fail, and `done` is not called.
+    const std::exception_ptr why = std::current_exception();
+    --steps_in_flight_;
+    changed_.notify_all();
+    if (!failure_) failure_ = why;
+    backend_->abort(
+        EngineError(ErrorCode::kOutOfMemory, "a step could not be handed to all ranks"));
+    settle({}, why);
+  }
 }
 
 void Runtime::read(int program_id, std::string buffer, int rank,
