@@ -6,6 +6,7 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "core/error.h"
@@ -190,7 +191,12 @@ void fill_weights(const WeightManifest& manifest, std::span<const StoredBuffer> 
 
   std::vector<std::jthread> helpers;
   const size_t wanted = std::min<size_t>(std::max(1, num_threads), num_tasks);
-  for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+  helpers.reserve(wanted);
+  try {
+    for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+  } catch (const std::system_error&) {
+    // The system has no more threads: those there are share the work.
+  }
   work();
   helpers.clear();  // joins
   if (failure) std::rethrow_exception(failure);
