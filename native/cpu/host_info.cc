@@ -51,6 +51,18 @@ int64_t to_number(const std::string& text) {
   return value;
 }
 
+// Bytes the control group uses and cannot give back at once: cached file pages that no process
+// works with (a loaded model's checkpoint) are counted by the kernel, but free for the asking.
+int64_t group_used_bytes() {
+  const auto used = group_words("memory.current");
+  if (used.size() != 1) return -1;
+  int64_t bytes = to_number(used[0]);
+  const auto stat = group_words("memory.stat");  // "name value" lines
+  for (size_t i = 0; i + 1 < stat.size(); i += 2)
+    if (stat[i] == "inactive_file") bytes -= std::max<int64_t>(0, to_number(stat[i + 1]));
+  return std::max<int64_t>(0, bytes);
+}
+
 int usable_threads() {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -72,11 +84,11 @@ HostInfo host_info() {
   info.memory_bytes = meminfo_bytes("MemTotal:");
   info.free_memory_bytes = meminfo_bytes("MemAvailable:");
   const auto limit = group_words("memory.max");
-  const auto used = group_words("memory.current");
-  if (limit.size() == 1 && used.size() == 1 && to_number(limit[0]) > 0) {
+  const int64_t used = group_used_bytes();
+  if (limit.size() == 1 && used >= 0 && to_number(limit[0]) > 0) {
     info.memory_bytes = std::min(info.memory_bytes, to_number(limit[0]));
-    info.free_memory_bytes = std::min(
-        info.free_memory_bytes, std::max<int64_t>(0, to_number(limit[0]) - to_number(used[0])));
+    info.free_memory_bytes =
+        std::min(info.free_memory_bytes, std::max<int64_t>(0, to_number(limit[0]) - used));
   }
   for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx})
     if (isa <= detect_isa()) info.features.emplace_back(isa_name(isa));
