@@ -43,10 +43,12 @@ void Mailbox::post(Letter letter) {
 }
 
 void Mailbox::hold() {
+  const std::lock_guard lock(mutex_);
   if (holds_++ == 0 && function_ != nullptr) napi_ref_threadsafe_function(env_, function_);
 }
 
 void Mailbox::release() {
+  const std::lock_guard lock(mutex_);
   if (--holds_ == 0 && function_ != nullptr) napi_unref_threadsafe_function(env_, function_);
 }
 

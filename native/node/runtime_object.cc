@@ -124,7 +124,6 @@ void RuntimeObject::settle_here(Napi::Env env, uint32_t id, const std::exception
   Pending pending = std::move(found->second);
   pending_.erase(found);
   mailbox_->release();
-  Unref();
   if (!pending.progress_error.IsEmpty()) {
     pending.deferred.Reject(pending.progress_error.Value());
   } else if (failure) {
@@ -137,6 +136,7 @@ void RuntimeObject::settle_here(Napi::Env env, uint32_t id, const std::exception
     }
   }
   stop_once_closed();
+  Unref();  // last: nothing may keep this object alive afterwards
 }
 
 void RuntimeObject::report_progress(Napi::Env env, uint32_t id, int64_t done, int64_t total) {
