@@ -293,6 +293,65 @@ void scale_values(float* values, float factor, int64_t stride) {
     Simd::store(values + d, Simd::mul(Simd::load(values + d), by));
 }
 
+// Columns [begin, end) of a tile; none: {0, 0}.
+struct Columns {
+  int64_t begin = 0;
+  int64_t end = 0;
+  bool operator==(const Columns&) const = default;
+};
+
+// What token t sees of the `count` keys from position `tile` on.
+Columns visible(const AttentionUnit& u, int64_t t, int64_t tile, int64_t count) {
+  const int64_t position = u.slots[t] < 0 ? -1 : u.positions[t];
+  const int64_t begin = u.window > 0 ? std::max<int64_t>(0, position - u.window + 1 - tile) : 0;
+  const int64_t end = std::min(count, position + 1 - tile);
+  return begin < end ? Columns{begin, end} : Columns{};
+}
+
+bool all_finite(const float* values, int64_t count) {
+  constexpr int kSums = 4;  // in flight
+  Vec sums[kSums] = {Simd::zero(), Simd::zero(), Simd::zero(), Simd::zero()};
+  int64_t i = 0;
+  for (; i + kSums * kLanes <= count; i += kSums * kLanes)
+#pragma GCC unroll 4
+    for (int v = 0; v < kSums; ++v)
+      sums[v] = Simd::fma(Simd::load(values + i + v * kLanes), Simd::zero(), sums[v]);
+  for (; i < count; i += kLanes) sums[0] = Simd::fma(Simd::load(values + i), Simd::zero(), sums[0]);
+  // 0 · x is 0, or NaN for an infinity or NaN.
+  return Simd::sum(Simd::add(Simd::add(sums[0], sums[1]), Simd::add(sums[2], sums[3]))) == 0;
+}
+
+// Adds the tile's weighted values. A row's weight is 0 for keys it does not see, and 0 times an
+// infinity or NaN there would spoil the row; so where rows see different keys and not all values
+// are finite, each token multiplies its own keys only. Finite values give the same bits either way.
+void multiply_values(const AttentionUnit& u, int64_t tile, int64_t count, const AttentionScratch& s,
+                     const AttentionState& state) {
+  const int64_t stride = attention_value_stride(u.kv.head_dim);
+  const auto multiply_rows = [&](int64_t row, int64_t rows, Columns keys) {
+    if (keys.begin == keys.end) return;
+    multiply<Floats, true>({.a = s.scores + row * kTileKeys + keys.begin,
+                            .a_stride = kTileKeys,
+                            .depth = keys.end - keys.begin,
+                            .b = s.values + keys.begin * stride,
+                            .b_stride = stride,
+                            .c = state.values + row * stride,
+                            .c_stride = stride},
+                           rows, stride / kLanes);
+  };
+  const Columns first = visible(u, 0, tile, count);
+  Columns any = first;  // what at least one token sees
+  bool alike = true;
+  for (int64_t t = 1; t < u.tokens; ++t) {
+    const Columns keys = visible(u, t, tile, count);
+    alike = alike && keys == first;
+    any = {std::min(any.begin, keys.begin), std::max(any.end, keys.end)};
+  }
+  if (alike || all_finite(s.values + any.begin * stride, (any.end - any.begin) * stride))
+    return multiply_rows(0, u.tokens * u.group, any);
+  for (int64_t t = 0; t < u.tokens; ++t)
+    multiply_rows(t * u.group, u.group, visible(u, t, tile, count));
+}
+
 // One split of keys [first, end) for all rows of the unit.
 void attend_split(const AttentionUnit& u, int64_t first, int64_t end, const AttentionScratch& s,
                   const AttentionState& state) {
@@ -315,23 +374,14 @@ void attend_split(const AttentionUnit& u, int64_t first, int64_t end, const Atte
     }
     multiply_keys<Simd>(u, s);
     for (int64_t t = 0; t < u.tokens; ++t) {
-      const int64_t position = u.slots[t] < 0 ? -1 : u.positions[t];
-      const int64_t low = u.window > 0 ? std::max<int64_t>(0, position - u.window + 1 - tile) : 0;
-      const int64_t high = std::min(kTileKeys, position + 1 - tile);
+      const Columns keys = visible(u, t, tile, count);
       for (int64_t row = t * u.group; row < (t + 1) * u.group; ++row) {
-        const float factor = weigh(s.scores + row * kTileKeys, low, high, u.scale, u.softcap,
-                                   state.largest[row], state.total[row]);
+        const float factor = weigh(s.scores + row * kTileKeys, keys.begin, keys.end, u.scale,
+                                   u.softcap, state.largest[row], state.total[row]);
         if (factor != 1) scale_values(state.values + row * stride, factor, stride);
       }
     }
-    multiply<Floats, true>({.a = s.scores,
-                            .a_stride = kTileKeys,
-                            .depth = count,
-                            .b = s.values,
-                            .b_stride = stride,
-                            .c = state.values,
-                            .c_stride = stride},
-                           rows, stride / kLanes);
+    multiply_values(u, tile, count, s, state);
   }
 }
 
