@@ -26,7 +26,7 @@ class ThreadPool {
   void parallel_for(int64_t count, const Body& body) {
     run(
         count,
-        [](const void* context, int64_t index, int thread) {
+        [](const void* context, int64_t index, int thread) noexcept {
           (*static_cast<const Body*>(context))(index, thread);
         },
         &body);

@@ -1,7 +1,9 @@
 // SlotTable: how the slot sections of a step change the sampling state.
 #include "ops/slot_table.h"
 
+#include <algorithm>
 #include <bit>
+#include <cfloat>
 
 namespace nanoweave {
 namespace {
@@ -42,8 +44,10 @@ void SlotTable::apply(const GroupStep& step) {
     const auto count = static_cast<size_t>(step.slot_bias[at + 1]);
     const std::span<const int32_t> pairs = step.slot_bias.subspan(at + 2, 2 * count);
     for (size_t i = 0; i < pairs.size(); i += 2) {
-      const float sum = slot.bias[pairs[i]] += as_float(pairs[i + 1]);
-      if (sum == 0) slot.bias.erase(pairs[i]);
+      float& bias = slot.bias[pairs[i]];
+      // Finite entries may add up to +Inf, which would poison the whole row.
+      bias = std::min(bias + as_float(pairs[i + 1]), FLT_MAX);
+      if (bias == 0) slot.bias.erase(pairs[i]);
     }
     at += 2 + 2 * count;
   }
