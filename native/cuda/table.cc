@@ -7,6 +7,8 @@ CudaKernel prepare_cuda_embed(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_rope_table(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_rms_norm(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_add_rms_norm(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_matmul(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_logits(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_split_rope_cache(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_attention(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_silu_mul(const OpInstance& op, const CudaPlan& plan);
@@ -25,11 +27,13 @@ std::span<const CudaOpDef> cuda_op_table() {
       {"rope_table", prepare_cuda_rope_table},
       {"rms_norm", prepare_cuda_rms_norm},
       {"add_rms_norm", prepare_cuda_add_rms_norm},
+      {"matmul", prepare_cuda_matmul},
       {"split_rope_cache", prepare_cuda_split_rope_cache},
       {"attention", prepare_cuda_attention},
       {"silu_mul", prepare_cuda_silu_mul},
       {"gelu_mul", prepare_cuda_gelu_mul},
       {"gather_rows", prepare_cuda_gather_rows},
+      {"logits", prepare_cuda_logits},
       {"all_gather", prepare_cuda_all_gather},
       {"all_reduce", prepare_cuda_all_reduce},
       {"reduce_scatter", prepare_cuda_reduce_scatter},

@@ -1,5 +1,4 @@
 #include "cuda/check/op_case.h"
 namespace nanoweave::check {
-void add_matmul_cases(Cases&) {}
 void add_sample_cases(Cases&) {}
 }  // namespace nanoweave::check

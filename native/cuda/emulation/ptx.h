@@ -88,8 +88,9 @@ void wait_for_copies() {
   }
 }
 
+// A lane's row is read when that lane arrives: arriving at a warp operation orders no memory.
 struct MatrixLoad {
-  const std::byte* row;
+  std::array<uint16_t, 8> row;
   uint32_t* out;
 };
 
@@ -97,19 +98,20 @@ inline void load_8x8(uint32_t (&out)[4], const void* row, bool transposed, const
   Machine& machine = Machine::instance();
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
     machine.fail("a matrix row that is not aligned to 16 bytes", where);
-  MatrixLoad data{static_cast<const std::byte*>(row), out};
+  MatrixLoad data{.row = {}, .out = out};
+  std::memcpy(data.row.data(), row, 16);
   machine.warp_operation(
       "ldmatrix", kFullWarp, data,
       [&](std::array<MatrixLoad*, 32>& lanes) {
-        std::array<std::array<uint16_t, 8>, 32> rows;
-        for (int i = 0; i < 32; ++i) std::memcpy(rows[i].data(), lanes[i]->row, 16);
+        const auto element = [&](int matrix, int row, int column) {
+          return lanes[matrix * 8 + row]->row[column];
+        };
         for (int lane = 0; lane < 32; ++lane)
           for (int matrix = 0; matrix < 4; ++matrix) {
             const int g = lane / 4, t = lane % 4;
-            const uint16_t low =
-                transposed ? rows[matrix * 8 + 2 * t][g] : rows[matrix * 8 + g][2 * t];
+            const uint16_t low = transposed ? element(matrix, 2 * t, g) : element(matrix, g, 2 * t);
             const uint16_t high =
-                transposed ? rows[matrix * 8 + 2 * t + 1][g] : rows[matrix * 8 + g][2 * t + 1];
+                transposed ? element(matrix, 2 * t + 1, g) : element(matrix, g, 2 * t + 1);
             lanes[lane]->out[matrix] = low | static_cast<uint32_t>(high) << 16;
           }
       },

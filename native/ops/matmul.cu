@@ -1,0 +1,65 @@
+// matmul and logits: which kernel serves a shape. 16-bit x and W of one type, with rows of whole
+// 16-byte vectors, go to the tensor cores: few rows to the streaming kernel, more to the tiled one;
+// deterministic always to the tiled one, whose bits do not depend on the number of rows. Everything
+// else is float32 multiply-adds.
+#include "ops/matmul.cuh"
+
+namespace nanoweave {
+
+namespace {
+
+CudaKernel choose_kernel(const MatmulShape& shape, bool deterministic) {
+  const MatmulArgs& args = shape.constant;
+  const bool tensor_cores =
+      args.x_dtype == args.w_dtype && args.x_dtype != DType::kF32 && args.k % 8 == 0;
+  if (!tensor_cores) return matmul_simt(shape);
+  const CudaKernel tile = matmul_tile(shape);
+  if (deterministic) return tile;
+  const CudaKernel stream = matmul_stream(shape);
+  CudaKernel both{.launch =
+                      [tile = tile.launch, stream = stream.launch,
+                       which = shape.which](const CudaLaunch& launch) {
+                        if (most_rows(launch.bucket, which) <= kStreamRows)
+                          stream(launch);
+                        else
+                          tile(launch);
+                      },
+                  .workspace_bytes = nullptr,
+                  .functions = tile.functions};
+  both.functions.insert(both.functions.end(), stream.functions.begin(), stream.functions.end());
+  return both;
+}
+
+MatmulShape describe(const OpInstance& op) {
+  const BufferDesc& x = *op.input(0);
+  const BufferDesc& w = *op.input(1);
+  const BufferDesc& y = op.output(0);
+  op.require(x.cols() <= INT32_MAX / 2 && y.cols() <= INT32_MAX / 2, "the matrix is too large");
+  MatmulShape shape{};
+  shape.constant.x_dtype = x.dtype;
+  shape.constant.w_dtype = w.dtype;
+  shape.constant.y_dtype = y.dtype;
+  shape.constant.n = static_cast<int32_t>(y.cols());
+  shape.constant.k = static_cast<int32_t>(x.cols());
+  shape.which = which_rows(y, op.op.part());
+  return shape;
+}
+
+}  // namespace
+
+CudaKernel prepare_cuda_matmul(const OpInstance& op, const CudaPlan& plan) {
+  MatmulShape shape = describe(op);
+  shape.bias_on_first = op.string_or("bias_on", "all") == "rank0";
+  // The tensor-core kernels store x's type or float32.
+  if (shape.constant.y_dtype != shape.constant.x_dtype && shape.constant.y_dtype != DType::kF32)
+    return matmul_simt(shape);
+  return choose_kernel(shape, plan.deterministic);
+}
+
+CudaKernel prepare_cuda_logits(const OpInstance& op, const CudaPlan& plan) {
+  MatmulShape shape = describe(op);
+  shape.constant.softcap = static_cast<float>(op.number_or("softcap", 0));
+  return choose_kernel(shape, plan.deterministic);
+}
+
+}  // namespace nanoweave
