@@ -24,11 +24,13 @@ import { renderTables } from './table.ts'
 interface Recording {
   readonly suite: string
   readonly ranks: number
+  /** The suite's own when absent. */
+  readonly sizes?: readonly (readonly number[])[]
 }
 
 const RECORDINGS: readonly Recording[] = [
   { suite: 'engine', ranks: 1 },
-  { suite: 'engine', ranks: 2 },
+  { suite: 'engine', ranks: 2, sizes: [[1, 512, 64]] },
   { suite: 'matmul', ranks: 1 },
   { suite: 'attention-prefill', ranks: 1 },
   { suite: 'attention-decode', ranks: 1 },
@@ -52,7 +54,7 @@ const earlier: BenchReport[] = existsSync(values.out)
   ? JSON.parse(readFileSync(values.out, 'utf8')).reports
   : []
 const reports: BenchReport[] = []
-for (const { suite: name, ranks } of RECORDINGS) {
+for (const { suite: name, ranks, sizes } of RECORDINGS) {
   if (only !== undefined && !only.includes(name)) {
     const kept = earlier.find((report) => report.suite === name && report.options.ranks === ranks)
     if (kept !== undefined) reports.push(kept)
@@ -66,7 +68,7 @@ for (const { suite: name, ranks } of RECORDINGS) {
       threads: os.availableParallelism(),
       device: 'cpu',
       dtype: 'bf16',
-      sizes: suite.defaultSizes,
+      sizes: sizes ?? suite.defaultSizes,
       rounds: Number(values.rounds),
       cacheDirectory: 'build',
       quiet: values.quiet === undefined ? undefined : Number(values.quiet),

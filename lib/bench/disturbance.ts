@@ -49,11 +49,13 @@ function othersShare(before: CpuCounters, after: CpuCounters): number {
 }
 
 const PROBE_MS = 400
-const MAX_WAIT_MS = 3_600_000
+/** Wait for a quiet machine before trying again, at most. */
+const PAUSE_MS = 5_000
+const DEADLINE_MS = 3_600_000
 
 /**
  * Watches the whole machine on behalf of a bench. With `limit` (0..1, a share of all cores) it also
- * waits for a quiet machine before a measurement and repeats one that was disturbed.
+ * repeats what was disturbed by more than that.
  */
 export class DisturbanceMeter {
   readonly #pids: readonly number[]
@@ -78,9 +80,8 @@ export class DisturbanceMeter {
 
   /** Runs `measure`; under a limit, again until it was quiet enough. ERR_DEADLINE after an hour. */
   async watch<Sample>(measure: () => Promise<Sample>): Promise<Sample> {
-    const deadline = performance.now() + MAX_WAIT_MS
+    const deadline = performance.now() + DEADLINE_MS
     for (;;) {
-      if (this.#limit !== undefined) await this.#waitUntilQuiet(this.#limit, deadline)
       const before = readCounters(this.#pids)
       const sample = await measure()
       const after = readCounters(this.#pids)
@@ -90,21 +91,23 @@ export class DisturbanceMeter {
         return sample
       }
       this.#discarded++
-    }
-  }
-
-  async #waitUntilQuiet(limit: number, deadline: number): Promise<void> {
-    for (;;) {
-      const before = readCounters(this.#pids)
-      await sleep(PROBE_MS)
-      const after = readCounters(this.#pids)
-      if (!before || !after || othersShare(before, after) <= limit) return
       if (performance.now() > deadline) {
         throw new EngineError(
           'ERR_DEADLINE',
           'the machine was never quiet for an hour; measure later, or raise --quiet',
         )
       }
+      await this.#waitUntilQuiet(this.#limit)
+    }
+  }
+
+  async #waitUntilQuiet(limit: number): Promise<void> {
+    const end = performance.now() + PAUSE_MS
+    while (performance.now() < end) {
+      const before = readCounters(this.#pids)
+      await sleep(PROBE_MS)
+      const after = readCounters(this.#pids)
+      if (!before || !after || othersShare(before, after) <= limit) return
     }
   }
 
