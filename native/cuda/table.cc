@@ -14,6 +14,7 @@ CudaKernel prepare_cuda_attention(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_silu_mul(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_gelu_mul(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_gather_rows(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_sample(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_all_gather(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_all_reduce(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_reduce_scatter(const OpInstance& op, const CudaPlan& plan);
@@ -35,6 +36,7 @@ std::span<const CudaOpDef> cuda_op_table() {
       {"gather_rows", prepare_cuda_gather_rows},
       {"logits", prepare_cuda_logits},
       {"all_gather", prepare_cuda_all_gather},
+      {"sample", prepare_cuda_sample},
       {"all_reduce", prepare_cuda_all_reduce},
       {"reduce_scatter", prepare_cuda_reduce_scatter},
       {"all_reduce_rms_norm", prepare_cuda_all_reduce_rms_norm},

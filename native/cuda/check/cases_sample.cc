@@ -1,0 +1,98 @@
+// Cases of sample: every parameter alone and together, ties, rows without a finite logit, penalties
+// that build up over several samples, log-probabilities, several ranks.
+#include <bit>
+#include <cmath>
+
+#include "cuda/check/op_case.h"
+
+namespace nanoweave::check {
+
+namespace {
+
+struct Slot {
+  uint64_t seed = 0x123456789abcdefull;
+  float temperature = 0;
+  int32_t top_k = 0;
+  float top_p = 1, min_p = 0;
+  float repetition = 1, presence = 0, frequency = 0;
+};
+
+void set_slot(CaseStep& step, int32_t index, const Slot& slot) {
+  const auto bits = [](float value) { return std::bit_cast<int32_t>(value); };
+  const auto low = static_cast<int32_t>(static_cast<uint32_t>(slot.seed + index));
+  const auto high = static_cast<int32_t>(static_cast<uint32_t>(slot.seed >> 32));
+  step.slot_params.insert(
+      step.slot_params.end(),
+      {index, low, high, bits(slot.temperature), slot.top_k, bits(slot.top_p), bits(slot.min_p),
+       bits(slot.repetition), bits(slot.presence), bits(slot.frequency), 0, 0});
+}
+
+// Four rows sample into four slots with the same parameters; a fifth does not sample.
+OpCase sample_case(const std::string& name, int64_t vocab, const Slot& slot,
+                   Fill fill = Fill::kRandom, float scale = 6, int tp = 1) {
+  OpCase c(name + ", " + std::to_string(vocab) + " tokens", "sample", tp);
+  c.program.limits.vocab_size = vocab;
+  View logits = c.arena("logits", DType::kF32, Symbol::kRows, vocab + 5, fill, scale);
+  c.buffers[logits.buffer].same_on_all_ranks = true;
+  c.in(logits);
+  c.out(c.arena("tokens", DType::kI32, Symbol::kRows, 1, Fill::kPoison));
+  c.buffers.back().desc.shape.resize(1);
+  c.attrs("{\"vocab_size\": " + std::to_string(vocab) + "}");
+  CaseStep& step = c.steps[0];
+  step.add_tokens(9, vocab);
+  for (int32_t i = 0; i < 4; ++i) {
+    set_slot(step, i, slot);
+    const int32_t flags = kRowSample | (i % 2 == 0 ? kRowLogprob : 0) | (i << kRowTopShift);
+    step.rows.insert(step.rows.end(), {2 * i + 1, i, -1, flags});
+  }
+  const auto target = static_cast<int32_t>(vocab / 2);
+  step.rows.insert(step.rows.end(), {0, -1, target, kRowLogprob | 20 << kRowTopShift});
+  step.rows.insert(step.rows.end(), {3, -1, -1, 0});
+  c.tolerance = Tolerance::kExact;
+  return c;
+}
+
+}  // namespace
+
+void add_sample_cases(Cases& cases) {
+  for (const int64_t vocab : {1, 7, 1000, 5003}) {
+    cases.push_back(sample_case("greedy", vocab, {}));
+    cases.push_back(sample_case("greedy, ties", vocab, {}, Fill::kIntegers));
+    cases.push_back(sample_case("no logit", vocab, {.temperature = 1}, Fill::kPoison));
+    for (const Fill fill : {Fill::kRandom, Fill::kIntegers}) {
+      const std::string ties = fill == Fill::kIntegers ? ", ties" : "";
+      for (const float temperature : {0.3f, 1.0f, 8.0f}) {
+        const std::string name = "T " + std::to_string(temperature).substr(0, 3) + ties;
+        const auto add = [&](const char* what, Slot slot) {
+          slot.temperature = temperature;
+          cases.push_back(sample_case(name + what, vocab, slot, fill));
+        };
+        add("", {});
+        add(", top-k", {.top_k = 5});
+        add(", top-k 1", {.top_k = 1});
+        add(", top-p", {.top_p = 0.7f});
+        add(", top-p 0", {.top_p = 0});
+        add(", min-p", {.min_p = 0.2f});
+        add(", all cuts", {.top_k = 40, .top_p = 0.9f, .min_p = 0.05f});
+      }
+    }
+  }
+  // Penalties and bias, several samples in a row.
+  for (const int tp : {1, 2}) {
+    const Slot slots[] = {{.repetition = 1.3f},
+                          {.presence = 1.5f, .frequency = 0.7f},
+                          {.temperature = 0.8f, .top_k = 9, .repetition = 0.8f, .presence = -1}};
+    for (const Slot& slot : slots) {
+      OpCase c =
+          sample_case("penalties, tp " + std::to_string(tp), 300, slot, Fill::kRandom, 2, tp);
+      c.repeats = 4;
+      c.steps[0].slot_history = {0, 3, 5, 17, 5, 2, 2, 299, 0};
+      const auto bits = [](float value) { return std::bit_cast<int32_t>(value); };
+      c.steps[0].slot_bias = {1, 3,          4, bits(3), 9,   bits(-INFINITY),
+                              4, bits(1.5f), 3, 1,       250, bits(100)};
+      cases.push_back(std::move(c));
+    }
+  }
+}
+
+}  // namespace nanoweave::check

@@ -1,4 +1,0 @@
-#include "cuda/check/op_case.h"
-namespace nanoweave::check {
-void add_sample_cases(Cases&) {}
-}  // namespace nanoweave::check
