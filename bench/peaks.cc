@@ -1,8 +1,7 @@
 // What the machine can do, measured with loops that do nothing else: bytes per second read and
 // copied from memory that fits no cache, and multiply-adds per second out of registers, for a given
 // number of threads. These are the ceilings behind "% of peak" in `nanoweave bench`.
-//
-//   g++ -O2 -std=c++20 -pthread bench/peaks.cc -o build/peaks && build/peaks 2
+// bench/peaks.ts compiles and runs this; the argument is the number of threads.
 //
 // Prints one JSON object; a rate the instruction set lacks is null. AMX is not measured here.
 #include <immintrin.h>

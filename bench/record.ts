@@ -4,8 +4,8 @@
  *
  *   npx tsx bench/record.ts [--quiet 0.05] [--rounds 7] [--only engine,matmul] [--out bench/results/cpu.json]
  *
- * Suites that are not run keep the results they have in the file. Needs build/bench-peaks.json and
- * node-llama-cpp (docs/benchmarks.md).
+ * Suites that are not run keep the results they have in the file. Needs build/bench-peaks.json (bench/peaks.ts)
+ * and node-llama-cpp (docs/benchmarks.md).
  */
 
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'

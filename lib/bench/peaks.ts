@@ -1,6 +1,6 @@
 /**
  * The machine's ceilings, as bench/peaks.cc measures them with loops that do nothing else. They are
- * read from a file: `build/peaks <threads> > build/bench-peaks.json` makes it once per machine.
+ * read from a file, which bench/peaks.ts makes once per machine.
  * Without the file the "% of peak" column stays empty; nothing is estimated.
  */
 
@@ -33,7 +33,7 @@ export function parsePeaks(text: string, file: string): Peaks {
   try {
     peaks = JSON.parse(text)
   } catch (cause) {
-    throw new EngineError('ERR_USAGE', `${file} is not JSON; make it with bench/peaks.cc`, {
+    throw new EngineError('ERR_USAGE', `${file} is not JSON; make it with bench/peaks.ts`, {
       cause,
     })
   }
@@ -44,7 +44,7 @@ export function parsePeaks(text: string, file: string): Peaks {
     optional.every((rate) => rate === null || isRate(rate)) &&
     peaks.threads > 0
   if (!valid)
-    throw new EngineError('ERR_USAGE', `${file} has no rates; make it with bench/peaks.cc`)
+    throw new EngineError('ERR_USAGE', `${file} has no rates; make it with bench/peaks.ts`)
   return peaks
 }
 
