@@ -14,7 +14,11 @@ type Fake = Awaited<ReturnType<typeof serveFake>>
 
 const open: Fake[] = []
 afterEach(async () => {
-  for (const running of open.splice(0)) await running.close()
+  for (const running of open.splice(0)) {
+    // A test that failed may have left steps held back; closing waits for them.
+    running.runtime.release(1_000_000)
+    await running.close()
+  }
 })
 
 async function start(
@@ -232,8 +236,10 @@ describe('time', () => {
     expect(await ready()).toEqual({ status: 'ready' })
     const reply = complete(running, { prompt: PROMPT, max_tokens: 2 })
     await until(() => running.engine.stats().stepsInFlight > 0)
-    await new Promise((resolve) => setTimeout(resolve, 200))
-    expect(await ready()).toEqual({ status: 'not_ready', reason: 'step_overdue' })
+    // Progress is sampled: the step counts as overdue 100 ms after it was first seen.
+    await expect
+      .poll(ready, { timeout: 10_000 })
+      .toEqual({ status: 'not_ready', reason: 'step_overdue' })
     expect((await send(`${running.url}/health`)).status).toBe(200)
     running.runtime.release(1_000_000)
     expect((await reply).status).toBe(200)
