@@ -20,12 +20,14 @@
 namespace nanoweave {
 namespace {
 
-constexpr int64_t kPanelBlockBytes = 64 * 1024;    // of one panel in a k block
+constexpr int64_t kUnitBytes = 192 * 1024;         // of the panels of a sweep in a k block
 constexpr int64_t kWeightBlockBytes = 512 * 1024;  // of an item's panels in a k block: half an L2
-constexpr int64_t kStreamedRows = 24;              // up to here W passes once: k is not cut
+constexpr int64_t kReadOncePanels = 128;           // of an item, when one block of rows is all
+constexpr int64_t kManyRows = 25;                  // from here on k is cut for the sake of the L2
 constexpr int64_t kPartialRows = 192;              // rows of an item whose k is cut
 constexpr int64_t kAmxRows = 16;                   // a tile's
-constexpr int64_t kItemsPerThread = 8;
+constexpr int64_t kLongItems = 4;                  // per thread, when W is read once
+constexpr int64_t kShortItems = 8;                 // per thread, otherwise
 constexpr int64_t kMinRowBlocks = 8;  // of an item: fewer would reload its weights too often
 
 int64_t round_up(int64_t value, int64_t multiple) {
@@ -48,8 +50,8 @@ struct Plan {
   int64_t group_bytes = 0;
   int64_t k_blocks = 1;
   int64_t panel_unit = 0;   // items begin at multiples of so many panels
-  int64_t panel_parts = 0;  // items across panels
-  int64_t row_parts = 0;    // items across rows
+  int64_t panel_parts = 1;  // items across panels
+  int64_t row_parts = 1;    // items across rows
   int64_t sums_stride = 0;  // floats: panels of the widest item
   int64_t sums_rows = 0;    // rows of a thread's partial sums
 };
@@ -64,29 +66,37 @@ Plan make_plan(const MatmulKernel& kernel, const MatmulArgs& args, int num_threa
   plan.group_k = args.w_dtype == DType::kBf16 ? 2 : 1;
   plan.groups = divide_up(plan.k, plan.group_k);
   plan.group_bytes = kPanelWidth * plan.group_k * dtype_bytes(args.w_dtype);
-  if (plan.m > kStreamedRows)
-    plan.k_blocks = std::max<int64_t>(1, divide_up(plan.panel_stride, kPanelBlockBytes));
 
   // Panels are dealt in units of what a sweep takes at a time.
   const int64_t row_blocks = divide_up(plan.m, kernel.max_rows);
   plan.panel_unit = kernel.panels_for(static_cast<int>(std::min<int64_t>(plan.m, kernel.max_rows)));
+  // k is cut so that a unit survives in the second-level cache from one block of rows to the next.
+  if (row_blocks > 1) {
+    const int64_t bytes = plan.m < kManyRows ? kWeightBlockBytes : kUnitBytes;
+    plan.k_blocks = std::max<int64_t>(1, divide_up(plan.panel_unit * plan.panel_stride, bytes));
+  }
   const int64_t units = divide_up(plan.panels, plan.panel_unit);
-  const int64_t unit_bytes =
-      std::max<int64_t>(1, plan.panel_unit * plan.panel_stride / plan.k_blocks);
-  int64_t item_units = std::clamp<int64_t>(kWeightBlockBytes / unit_bytes, 1, units);
-  int64_t item_row_blocks =
-      plan.k_blocks > 1 ? divide_up(kPartialRows, kernel.max_rows) : row_blocks;
-  const int64_t wanted = num_threads == 1 ? 1 : kItemsPerThread * num_threads;
-  const auto items = [&] {
-    return divide_up(units, item_units) * divide_up(row_blocks, item_row_blocks);
-  };
-  while (items() < wanted && item_row_blocks > kMinRowBlocks)
-    item_row_blocks = divide_up(item_row_blocks, 2);
-  while (items() < wanted && item_units > 1) item_units = divide_up(item_units, 2);
-  while (items() < num_threads && item_row_blocks > 1)
-    item_row_blocks = divide_up(item_row_blocks, 2);
-  plan.panel_parts = divide_up(units, item_units);
-  plan.row_parts = divide_up(row_blocks, item_row_blocks);
+  if (row_blocks == 1) {
+    // W is read once: an item is long, for the kernel to read ahead in it, and ends where its sums
+    // would leave the cache.
+    plan.panel_parts = divide_up(plan.panels, kReadOncePanels);
+    if (num_threads > 1) plan.panel_parts = std::max(plan.panel_parts, kLongItems * num_threads);
+  } else {
+    const int64_t bytes = plan.panel_unit * plan.panel_stride / plan.k_blocks;
+    plan.panel_parts =
+        divide_up(units, std::max<int64_t>(1, kWeightBlockBytes / std::max<int64_t>(1, bytes)));
+    if (plan.k_blocks > 1) plan.row_parts = divide_up(plan.m, kPartialRows);
+    // Until every thread has several items: fewer rows to an item, but not so few that loading its
+    // weights shows; then fewer panels.
+    const int64_t wanted = num_threads > 1 ? kShortItems * num_threads : 1;
+    plan.row_parts = std::max(plan.row_parts, std::min(divide_up(wanted, plan.panel_parts),
+                                                       divide_up(row_blocks, kMinRowBlocks)));
+    plan.panel_parts = std::max(plan.panel_parts, divide_up(wanted, plan.row_parts));
+  }
+  // Even shares for threads of even speed.
+  plan.panel_parts = std::min(units, round_up(plan.panel_parts, num_threads));
+  if (plan.panel_parts * plan.row_parts < num_threads)
+    plan.row_parts = std::min(row_blocks, divide_up(num_threads, plan.panel_parts));
   plan.sums_stride = divide_up(units, plan.panel_parts) * plan.panel_unit * kPanelWidth;
   plan.sums_rows = round_up(
       plan.k_blocks > 1 ? divide_up(row_blocks, plan.row_parts) * kernel.max_rows : kernel.max_rows,
@@ -100,11 +110,11 @@ struct Operand {
   int64_t stride = 0;  // bytes
 };
 
-// Rows a multiple of 2 KiB apart share one or two sets of a first-level cache and would evict each
-// other: those are copied to a better stride.
+// Rows a multiple of 4 KiB apart share a set of the first-level cache and would evict each other:
+// those are copied to a better stride.
 bool usable_in_place(const MatmulKernel& kernel, const Tensor& x) {
   return x.dtype == kernel.operand && kernel.row_multiple == 1 && x.cols % kernel.k_multiple == 0 &&
-         (x.rows == 1 || x.row_bytes() % 2048 != 0);
+         (x.rows == 1 || x.row_bytes() % 4096 != 0);
 }
 
 // An odd number of cache lines, so that the rows of a block do not meet in one cache set.
@@ -159,7 +169,8 @@ void run_item(const MatmulKernel& kernel, const MatmulArgs& args, const Plan& pl
            .sums = block_sums,
            .sums_stride = plan.sums_stride,
            .resume = part > 0,
-           .read_ahead = plan.k_blocks == 1});
+           .whole_panels = plan.k_blocks == 1,
+           .read_once = plan.m <= kernel.max_rows});
       if (part + 1 < plan.k_blocks) continue;
       kernel.finish({.sums = block_sums,
                      .sums_stride = plan.sums_stride,

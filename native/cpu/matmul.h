@@ -26,8 +26,9 @@ namespace nanoweave {
 int64_t packed_bytes(DType dtype, int64_t rows, int64_t cols);
 
 // Writes one row-major [row_count, col_count] block of W (dtype `dtype`, converted already) into
-// the packed matrix at (dest_row, dest_col). Blocks of several calls may be written by several
-// threads when they share no panel.
+// the packed matrix at (dest_row, dest_col). The block that holds the last row (column) also writes
+// the zeros below (right of) it. Blocks of several calls may be written by several threads when
+// they share no panel.
 void pack_block(DType dtype, const std::byte* source, int64_t source_row_stride_bytes,
                 int64_t row_count, int64_t col_count, std::byte* packed, int64_t rows, int64_t cols,
                 int64_t dest_row, int64_t dest_col);

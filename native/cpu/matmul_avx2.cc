@@ -5,7 +5,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include <bit>
+#include <cstdint>
 #include <cstring>
 
 #if defined(__clang__)
@@ -27,8 +27,8 @@ struct Avx2 {
   static constexpr int kOperandBytes = 4;
   // 6 rows · 2 vectors of sums, 2 of weights, 1 of x: 15 of the 16 registers.
   static constexpr int kMaxRows = 6;
-  static constexpr int kReadAheadRows = 7;  // never
-  static constexpr int panels_for(int rows) { return 6 / rows; }
+  static constexpr int kReadAheadRows = 2;
+  static constexpr int panels_for(int) { return 1; }
 
   static Vec zero() { return _mm256_setzero_ps(); }
   static Vec load(const float* source) { return _mm256_loadu_ps(source); }
@@ -72,14 +72,15 @@ struct Avx2F32 : Avx2 {
   }
 };
 
-// A pair's first k sits in the low half of a 32-bit lane.
+// A pair's first k sits in the low half of a 32-bit lane. Two shifts clear the low half: a mask
+// would take the sixteenth register and make the compiler spill sums.
 struct Avx2Bf16 : Avx2 {
   static constexpr int kGroupBytes = 64;
   static constexpr int kSteps = 2;
   static Vec weight(const std::byte* group, int step, int j) {
     const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group) + j);
-    return _mm256_castsi256_ps(step == 0 ? _mm256_slli_epi32(pairs, 16)
-                                         : _mm256_and_si256(pairs, _mm256_set1_epi32(-65536)));
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(step == 0 ? pairs : _mm256_srli_epi32(pairs, 16), 16));
   }
 };
 

@@ -4,7 +4,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include <bit>
+#include <cstdint>
 #include <cstring>
 
 #if defined(__clang__)
@@ -22,6 +22,7 @@ namespace {
 
 struct Avx512F32 : Avx512 {
   using Weight = Vec;
+  static constexpr int kReadAheadRows = 7;  // twice the bytes per multiply-add of the others
   static constexpr int kGroupBytes = 64;
   static constexpr int kSteps = 1;
   static Vec weight(const std::byte* group, int, int) { return _mm512_loadu_ps(group); }

@@ -5,7 +5,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include <bit>
+#include <cstdint>
 #include <cstring>
 
 #if defined(__clang__)

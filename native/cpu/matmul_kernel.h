@@ -30,7 +30,8 @@ struct Sweep {
   float* sums = nullptr;         // [rows rounded up to row_multiple, sums_stride]
   int64_t sums_stride = 0;       // floats
   bool resume = false;           // continue the chains in sums, else start from zero
-  bool read_ahead = false;  // whole panels, likely not in a cache yet: fetch the next ones early
+  bool whole_panels = false;     // k is not cut: panels follow each other without gaps
+  bool read_once = false;        // no other rows will pass over these panels
 };
 
 // y = sums (+ bias), soft-capped, rounded to y's dtype.

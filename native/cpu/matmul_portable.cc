@@ -17,7 +17,7 @@ struct Portable {
   static constexpr int kLanes = 4;
   static constexpr int kOperandBytes = 4;
   static constexpr int kMaxRows = 2;
-  static constexpr int kReadAheadRows = 3;  // never
+  static constexpr int kReadAheadRows = 2;
   static constexpr int panels_for(int) { return 1; }
 
   static Vec zero() { return Vec{}; }

@@ -8,15 +8,15 @@
 //   kGroupBytes, kSteps       bytes of one group of one panel; multiply-adds it takes
 //   kOperandBytes             bytes of x a step takes
 //   kMaxRows, panels_for(rows)  block sizes whose rows · panels sums fit the register file
-//   kReadAheadRows            blocks of so many rows and more may prefetch the next panels
+//   kReadAheadRows            see sweep_block
 //   store_bf16, store_f16     one panel's 16 floats, rounded
 //
 // Included once by each matmul_<isa>.cc, under that file's target pragma and after every other
-// header. All of it is in an unnamed namespace: files must not share instantiations compiled for
-// different targets.
+// header. All of it is in an unnamed namespace and no inline function of the standard library is
+// called: files must not share code compiled for different targets.
 #pragma once
 
-#include <bit>
+#include <cstdint>
 #include <cstring>
 
 #include "cpu/matmul_kernel.h"
@@ -24,9 +24,15 @@
 namespace nanoweave {
 namespace {
 
-// One block. `ahead` runs over as many bytes as the block reads: the next block's panels, or its
-// own where there is nothing to fetch. Fetching a block ahead lets memory work under the
-// multiply-adds: the block's own time covers it, whatever the memory's latency.
+// Into the second-level cache: the first is too small to hold what is needed so much later.
+inline void prefetch(const std::byte* address) { __builtin_prefetch(address, 0, 2); }
+
+constexpr int kAheadBytes = 1024;  // measured: 512 to 2048 are alike, 4096 is worse
+
+// One block. With few rows memory is what costs, and the hardware's prefetch does most of it: each
+// panel is fetched a little ahead. From kReadAheadRows on, `ahead` runs over as many bytes as the
+// block reads: the next block's panels, or its own where there is nothing to fetch. The block's
+// multiply-adds then hide the next block's whole way from memory, whatever its latency.
 template <class Math, int kRows, int kPanels>
 void sweep_block(const Sweep& s, const std::byte* w, const std::byte* ahead, float* sums) {
   constexpr int kVecs = kPanelWidth / Math::kLanes;
@@ -57,12 +63,15 @@ void sweep_block(const Sweep& s, const std::byte* w, const std::byte* ahead, flo
       x += Math::kOperandBytes;
     }
     w += Math::kGroupBytes;
+    // Prefetches never fault; those past the last panel are wasted, not wrong.
     if constexpr (kRows >= Math::kReadAheadRows) {
       constexpr int kBytes = kPanels * Math::kGroupBytes;
 #pragma GCC unroll 16
-      for (int offset = 0; offset < kBytes; offset += 64)
-        __builtin_prefetch(ahead + offset, 0, 2);  // into the second-level cache
+      for (int offset = 0; offset < kBytes; offset += 64) prefetch(ahead + offset);
       ahead += kBytes;
+    } else {
+#pragma GCC unroll 16
+      for (int j = 0; j < kPanels; ++j) prefetch(w + j * s.panel_stride + kAheadBytes);
     }
   }
 
@@ -84,18 +93,15 @@ void sweep_rest(const Sweep& s, const std::byte* w, float* sums, int left) {
   }
 }
 
-template <class Math, int kRows>
-void sweep_rows(const Sweep& s) {
-  if constexpr (kRows > 1) {
-    if (s.rows < kRows) return sweep_rows<Math, kRows - 1>(s);
-  }
-  constexpr int kPanels = Math::panels_for(kRows);
+// All panels, kPanels at a time.
+template <class Math, int kRows, int kPanels>
+void sweep_panels(const Sweep& s) {
   const std::byte* w = s.w;
   float* sums = s.sums;
   int left = s.panels;
   for (; left >= kPanels; left -= kPanels) {
     const std::byte* next = w + kPanels * s.panel_stride;
-    const bool whole_next = s.read_ahead && left >= 2 * kPanels;
+    const bool whole_next = s.whole_panels && left >= 2 * kPanels;
     sweep_block<Math, kRows, kPanels>(s, w, whole_next ? next : w, sums);
     w = next;
     sums += kPanels * kPanelWidth;
@@ -103,11 +109,21 @@ void sweep_rows(const Sweep& s) {
   sweep_rest<Math, kRows, kPanels - 1>(s, w, sums, left);
 }
 
+template <class Math, int kRows>
+void sweep_rows(const Sweep& s) {
+  if constexpr (kRows > 1) {
+    if (s.rows < kRows) return sweep_rows<Math, kRows - 1>(s);
+  }
+  // Panels that are read only once come from memory fastest one after the other.
+  if (kRows >= Math::kReadAheadRows && s.read_once) return sweep_panels<Math, kRows, 1>(s);
+  sweep_panels<Math, kRows, Math::panels_for(kRows)>(s);
+}
+
 // tanh to 3 units in the last place. |x| < 0.35: odd Taylor polynomial. Else (1 - t) / (1 + t) with
 // t = exp(-2|x|) = 2^n · exp(r), |r| ≤ ln 2 / 2. Branch-free, so that loops over lanes vectorise.
 template <class Math>
 float tanh_lane(float x) {
-  const float magnitude = std::bit_cast<float>(std::bit_cast<uint32_t>(x) & 0x7fffffffu);
+  const float magnitude = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, x) & 0x7fffffffu);
   const float square = x * x;
   float odd = -1382.0f / 155925.0f;
   odd = odd * square + 62.0f / 2835.0f;
@@ -128,8 +144,8 @@ float tanh_lane(float x) {
   e = e * r + 1.0f / 6.0f;
   e = e * r + 0.5f;
   e = e * r * r + r + 1.0f;
-  const uint32_t exponent = std::bit_cast<uint32_t>(shifted) << 23;
-  const float t = std::bit_cast<float>(std::bit_cast<uint32_t>(e) + exponent);
+  const uint32_t exponent = __builtin_bit_cast(uint32_t, shifted) << 23;
+  const float t = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, e) + exponent);
   const float large = (1.0f - t) / (1.0f + t);
   return magnitude < 0.35f ? small : x < 0 ? -large : large;
 }
