@@ -30,14 +30,25 @@ const LIB_ARROWS: Readonly<Record<string, readonly string[]>> = {
   program: ['ops'],
   weights: ['program/types.ts'],
   scheduler: ['kv'],
+  workload: [],
   models: ['ops', 'parallel', 'program', 'weights'],
   planner: ['ops', 'program'],
-  simulator: ['kv', 'ops', 'planner', 'program', 'scheduler'],
+  simulator: ['kv', 'ops', 'planner', 'program', 'scheduler', 'workload'],
   native: ['ops'],
   tokenizer: ['weights/json.ts'],
   engine: ['models', 'native', 'program', 'scheduler', 'tokenizer', 'weights/json.ts'],
   server: ['engine', 'tokenizer'],
-  bench: ['engine', 'models', 'native', 'ops', 'parallel', 'planner', 'program', 'weights'],
+  bench: [
+    'engine',
+    'models',
+    'native',
+    'ops',
+    'parallel',
+    'planner',
+    'program',
+    'weights',
+    'workload',
+  ],
   cli: [
     'bench',
     'engine',
@@ -49,11 +60,12 @@ const LIB_ARROWS: Readonly<Record<string, readonly string[]>> = {
     'simulator',
     'tokenizer',
     'weights',
+    'workload',
   ],
 }
 
 /** Folders whose code sees no clock, no promise, no module of Node and no package. */
-const PURE = ['kv', 'parallel', 'planner', 'program', 'scheduler', 'ops']
+const PURE = ['kv', 'parallel', 'planner', 'program', 'scheduler', 'ops', 'workload']
 const IMPURE =
   /\b(Promise|async|await|setTimeout|setInterval|setImmediate|queueMicrotask|process|performance)\b|\bDate\b|Math\.random/
 
