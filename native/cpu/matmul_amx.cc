@@ -1,14 +1,10 @@
-// Matmul kernel for AMX-BF16: the tile policy with the real instructions.
-//
-// This policy compiles but has not been run on hardware that has AMX. Its blocking and edges
-// (matmul_amx.h) are verified by nanoweave_matmul_check with a policy that emulates the tiles.
+// Matmul kernel for AMX-BF16: the tile policy with the real instructions. Its blocking and edges
+// (matmul_amx.h) are also verified by nanoweave_matmul_check with a policy that emulates the tiles,
+// on machines that have none.
 #include "cpu/matmul_kernel.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
 #include <cstdint>
-#include <cstring>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,amx-tile,amx-bf16"))), \
@@ -25,59 +21,54 @@
 namespace nanoweave {
 namespace {
 
-// Tiles 0 … 3 sums, 4 and 5 x, 6 and 7 W. Tile numbers are part of the instructions, so each is
-// spelled out.
+// Tiles 0 … 3 sums, 4 and 5 x, 6 and 7 W. Written in assembly because the intrinsics of GCC 12 do
+// not tell the compiler which memory they read: it drops the stores in front of them.
 struct HardwareTiles {
   static void configure() {
-    struct alignas(64) {
+    struct alignas(64) Config {
       uint8_t palette = 1;
       uint8_t start_row = 0;
       uint8_t reserved[14] = {};
       uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    static_assert(sizeof(config) == 64);
-    _tile_loadconfig(&config);
+    };
+    static_assert(sizeof(Config) == 64);
+    static constexpr Config kConfig;
+    asm volatile("ldtilecfg %0" ::"m"(kConfig));
   }
-  static void release() { _tile_release(); }
+  static void release() { asm volatile("tilerelease"); }
 
   template <int kX, int kW>
   static void zero_sum() {
-    if constexpr (kX == 0 && kW == 0) _tile_zero(0);
-    if constexpr (kX == 0 && kW == 1) _tile_zero(1);
-    if constexpr (kX == 1 && kW == 0) _tile_zero(2);
-    if constexpr (kX == 1 && kW == 1) _tile_zero(3);
+    asm volatile("tilezero %%tmm%c0" ::"i"(2 * kX + kW));
   }
   template <int kX, int kW>
   static void load_sum(const float* from, int64_t stride) {
-    if constexpr (kX == 0 && kW == 0) _tile_loadd(0, from, stride);
-    if constexpr (kX == 0 && kW == 1) _tile_loadd(1, from, stride);
-    if constexpr (kX == 1 && kW == 0) _tile_loadd(2, from, stride);
-    if constexpr (kX == 1 && kW == 1) _tile_loadd(3, from, stride);
+    load<2 * kX + kW>(from, stride);
   }
   template <int kX, int kW>
   static void store_sum(float* to, int64_t stride) {
-    if constexpr (kX == 0 && kW == 0) _tile_stored(0, to, stride);
-    if constexpr (kX == 0 && kW == 1) _tile_stored(1, to, stride);
-    if constexpr (kX == 1 && kW == 0) _tile_stored(2, to, stride);
-    if constexpr (kX == 1 && kW == 1) _tile_stored(3, to, stride);
+    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(2 * kX + kW), "r"(to), "r"(stride)
+                 : "memory");
   }
   template <int kX>
   static void load_x(const std::byte* from, int64_t stride) {
-    if constexpr (kX == 0) _tile_loadd(4, from, stride);
-    if constexpr (kX == 1) _tile_loadd(5, from, stride);
+    load<4 + kX>(from, stride);
   }
   template <int kW>
   static void load_w(const std::byte* from, int64_t stride) {
-    if constexpr (kW == 0) _tile_loadd(6, from, stride);
-    if constexpr (kW == 1) _tile_loadd(7, from, stride);
+    load<6 + kW>(from, stride);
   }
   template <int kX, int kW>
   static void dot() {
-    if constexpr (kX == 0 && kW == 0) _tile_dpbf16ps(0, 4, 6);
-    if constexpr (kX == 0 && kW == 1) _tile_dpbf16ps(1, 4, 7);
-    if constexpr (kX == 1 && kW == 0) _tile_dpbf16ps(2, 5, 6);
-    if constexpr (kX == 1 && kW == 1) _tile_dpbf16ps(3, 5, 7);
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(2 * kX + kW), "i"(4 + kX),
+                 "i"(6 + kW));
+  }
+
+ private:
+  template <int kTile>
+  static void load(const void* from, int64_t stride) {
+    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(kTile), "r"(from), "r"(stride) : "memory");
   }
 };
 
