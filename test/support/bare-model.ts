@@ -14,6 +14,7 @@ import { compileModel, type Model } from '../../lib/models/index.ts'
 import type { CompiledModel } from '../../lib/models/types.ts'
 import type { NativeRuntime } from '../../lib/native/binding.ts'
 import { loadBinding } from '../../lib/native/load.ts'
+import { TEST_DEVICE } from './device.ts'
 
 export interface BareOptions {
   readonly tp: number
@@ -93,7 +94,7 @@ export class BareModel {
       }),
     )
     const runtime = new (loadBinding().Runtime)({
-      ranks: Array.from({ length: options.tp }, () => ({ device: 'cpu' })),
+      ranks: Array.from({ length: options.tp }, () => ({ device: TEST_DEVICE })),
       tp: options.tp,
       heapBytes: Math.max(...compiled.map(({ program }) => program.arenaBytes)),
       threadsPerRank: 1,

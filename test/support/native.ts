@@ -19,6 +19,7 @@ import { ARENA_ALIGNMENT } from '../../lib/program/memory.ts'
 import { maxBytes } from '../../lib/program/shapes.ts'
 import type { Program, ProgramBuffer, ProgramOp, View } from '../../lib/program/types.ts'
 import type { WeightBuffer, WeightManifest } from '../../lib/weights/types.ts'
+import { ON_CPU, TEST_DEVICE } from './device.ts'
 import { decode, encode } from './elements.ts'
 
 /** Levels of the CPU kernels, lowest first. */
@@ -26,8 +27,9 @@ export const CPU_ISAS = ['portable', 'avx2', 'avx512', 'avx512bf16', 'amx'] as c
 
 let usable: readonly string[] | undefined
 
-/** The levels this machine has; the others are printed once. */
+/** The levels this machine has; the others are printed once. A GPU has no levels to choose from. */
 export function usableIsas(): readonly string[] {
+  if (!ON_CPU) return ['auto']
   if (usable !== undefined) return usable
   const { Runtime } = loadBinding()
   usable = CPU_ISAS.filter((cpuIsa) => {
@@ -47,7 +49,7 @@ export function usableIsas(): readonly string[] {
 
 function runtimeOptions(ranks: number, heapBytes: number) {
   return {
-    ranks: Array.from({ length: ranks }, () => ({ device: 'cpu' })),
+    ranks: Array.from({ length: ranks }, () => ({ device: TEST_DEVICE })),
     tp: ranks,
     heapBytes,
     threadsPerRank: 1,
