@@ -68,7 +68,12 @@ struct Arena {
 };
 
 struct Peaks {
-  double pair_dots, fmas, bandwidth;
+  double tiles, pair_dots, fmas, bandwidth;
+
+  double flops(const MatmulKernel& kernel) const {
+    if (kernel.operand != DType::kBf16) return fmas;
+    return kernel.enter != nullptr ? tiles : pair_dots;  // only tiles need entering
+  }
 };
 
 void bench_case(const Shape& shape, const Types& types, CpuIsa isa, ThreadPool& pool,
@@ -100,7 +105,7 @@ void bench_case(const Shape& shape, const Types& types, CpuIsa isa, ThreadPool& 
   const double flops = 2.0 * static_cast<double>(shape.m * shape.n * shape.k);
   const double bytes = static_cast<double>(w_bytes) + static_cast<double>(x.size() + y.size());
   const MatmulKernel& kernel = choose_kernel(args, isa);
-  const double peak = kernel.operand == DType::kBf16 ? peaks.pair_dots : peaks.fmas;
+  const double peak = peaks.flops(kernel);
   std::printf(
       "%-15s %4lld x %6lld x %5lld  %-9s %-15s %d %9.1f us %8.1f GFLOP/s %5.1f%% %7.1f GB/s "
       "%5.1f%%\n",
@@ -116,13 +121,15 @@ void bench_case(const Shape& shape, const Types& types, CpuIsa isa, ThreadPool& 
 void bench_matmul(CpuIsa isa, int max_threads) {
   const Arena arena(size_t{1} << 30);
   for (int threads = 1; threads <= max_threads; ++threads) {
-    const Peaks peaks{.pair_dots = measure_pair_dot_flops(threads),
+    const Peaks peaks{.tiles = measure_tile_flops(threads),
+                      .pair_dots = measure_pair_dot_flops(threads),
                       .fmas = measure_fma_flops(isa, threads),
                       .bandwidth = measure_read_bandwidth({arena.data, arena.bytes}, threads)};
     std::printf(
-        "%d thread(s): peak %.1f GFLOP/s in bf16 pair dots, %.1f in f32 multiply-adds (%s); reads "
-        "%.1f GB/s\n",
-        threads, peaks.pair_dots * 1e-9, peaks.fmas * 1e-9, isa_name(isa), peaks.bandwidth * 1e-9);
+        "%d thread(s): peak %.1f GFLOP/s in bf16 tiles, %.1f in bf16 pair dots, %.1f in f32 "
+        "multiply-adds (%s); reads %.1f GB/s\n",
+        threads, peaks.tiles * 1e-9, peaks.pair_dots * 1e-9, peaks.fmas * 1e-9, isa_name(isa),
+        peaks.bandwidth * 1e-9);
     ThreadPool pool(threads, true);
     for (const Types& types : kTypes)
       for (const Shape& shape : kShapes) bench_case(shape, types, isa, pool, arena, peaks);

@@ -18,6 +18,7 @@ double seconds(int num_threads);
 
 // What the machine can do with `num_threads` threads at once, best of several tries.
 double measure_pair_dot_flops(int num_threads);  // AVX512-BF16 dot products on registers; 0: none
+double measure_tile_flops(int num_threads);      // AMX-BF16 on tile registers; 0: none
 double measure_fma_flops(CpuIsa isa, int num_threads);  // float32 multiply-adds on registers
 // Bytes/s of a plain read loop over memory far larger than the caches.
 double measure_read_bandwidth(std::span<const std::byte> memory, int num_threads);

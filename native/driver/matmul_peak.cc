@@ -51,6 +51,26 @@ __attribute__((target("avx512f,avx512bf16"))) double pair_dots(int64_t iteration
   return static_cast<double>(iterations) * kChains * 64;
 }
 
+// Four tiles of sums from two by two tiles of zeros. Assembly: see cpu/matmul_amx.cc.
+double tile_dots(int64_t iterations) {
+  struct alignas(64) Config {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  };
+  static constexpr Config kConfig;
+  asm volatile("ldtilecfg %0" ::"m"(kConfig));
+  asm volatile(
+      "tilezero %tmm0\n tilezero %tmm1\n tilezero %tmm2\n tilezero %tmm3\n"
+      "tilezero %tmm4\n tilezero %tmm5\n tilezero %tmm6\n tilezero %tmm7");
+  for (int64_t i = 0; i < iterations; ++i)
+    asm volatile(
+        "tdpbf16ps %tmm6, %tmm4, %tmm0\n tdpbf16ps %tmm7, %tmm4, %tmm1\n"
+        "tdpbf16ps %tmm6, %tmm5, %tmm2\n tdpbf16ps %tmm7, %tmm5, %tmm3");
+  asm volatile("tilerelease");
+  return static_cast<double>(iterations) * 4 * 16 * 16 * 32 * 2;
+}
+
 __attribute__((target("avx512f"))) double fmas_avx512(int64_t iterations) {
   __m512 sum[kChains];
 #pragma GCC unroll 16
@@ -119,6 +139,10 @@ double measure_pair_dot_flops(int num_threads) {
   return detect_isa() >= CpuIsa::kAvx512Bf16 ? measure_flops(num_threads, pair_dots) : 0;
 }
 
+double measure_tile_flops(int num_threads) {
+  return detect_isa() >= CpuIsa::kAmx ? measure_flops(num_threads, tile_dots) : 0;
+}
+
 double measure_fma_flops(CpuIsa isa, int num_threads) {
   if (isa >= CpuIsa::kAvx512) return measure_flops(num_threads, fmas_avx512);
   if (isa >= CpuIsa::kAvx2) return measure_flops(num_threads, fmas_avx2);
@@ -128,6 +152,7 @@ double measure_fma_flops(CpuIsa isa, int num_threads) {
 #else
 
 double measure_pair_dot_flops(int) { return 0; }
+double measure_tile_flops(int) { return 0; }
 double measure_fma_flops(CpuIsa, int) { return 0; }
 
 #endif
