@@ -55,7 +55,8 @@ OpCase sample_case(const std::string& name, int64_t vocab, const Slot& slot,
 }  // namespace
 
 void add_sample_cases(Cases& cases) {
-  for (const int64_t vocab : {1, 7, 1000, 5003}) {
+  cases.push_back(sample_case("all cuts", 5003, {.temperature = 2, .top_k = 900, .top_p = 0.8f}));
+  for (const int64_t vocab : {1, 7, 1000}) {
     cases.push_back(sample_case("greedy", vocab, {}));
     cases.push_back(sample_case("greedy, ties", vocab, {}, Fill::kIntegers));
     cases.push_back(sample_case("no logit", vocab, {.temperature = 1}, Fill::kPoison));

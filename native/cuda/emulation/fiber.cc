@@ -48,14 +48,8 @@ struct FiberPool::Impl {
   const void* scheduler_bottom = nullptr;
   size_t scheduler_size = 0;
   Fiber* running = nullptr;
-  Entry entry = nullptr;  // of the fiber resumed for the first time
-  void* argument = nullptr;
   std::vector<std::unique_ptr<Fiber>> all;
   std::vector<Fiber*> free;
-  struct Start {
-    Entry entry;
-    void* argument;
-  };
 };
 
 void enter_fiber();
@@ -127,7 +121,7 @@ void dispose(Fiber& fiber) { delete static_cast<ucontext_t*>(fiber.stack_pointer
 void enter_fiber() {
   FiberPool::Impl& impl = *running_pool->impl_;
   after_switch(nullptr, &impl.scheduler_bottom, &impl.scheduler_size);
-  impl.entry(impl.argument);
+  impl.running->entry(impl.running->argument);
   std::abort();  // the entry ends in finish()
 }
 
@@ -158,18 +152,14 @@ Fiber* FiberPool::create(Entry entry, void* argument) {
   forget_frames(fiber->stack);
   fiber->fake_stack = nullptr;
   prepare_stack(*fiber);
-  // Read by enter_fiber() through the pool when the fiber first runs.
-  auto* start = reinterpret_cast<Impl::Start*>(fiber->stack);
-  *start = {entry, argument};
+  fiber->entry = entry;
+  fiber->argument = argument;
   return fiber;
 }
 
 void FiberPool::release(Fiber* fiber) { impl_->free.push_back(fiber); }
 
 void FiberPool::resume(Fiber* fiber) {
-  const auto* start = reinterpret_cast<const Impl::Start*>(fiber->stack);
-  impl_->entry = start->entry;
-  impl_->argument = start->argument;
   impl_->running = fiber;
   running_pool = this;
   before_switch(&impl_->scheduler.fake_stack, fiber->stack, kStackBytes);

@@ -11,6 +11,9 @@ namespace nanoweave::emulation {
 class FiberPool;
 
 struct Fiber {
+  using Entry = void (*)(void* argument);
+  Entry entry = nullptr;
+  void* argument = nullptr;
   void* stack_pointer = nullptr;  // of the suspended fiber
   std::byte* stack = nullptr;     // lowest byte
   void* fake_stack = nullptr;     // AddressSanitizer's, while suspended
@@ -18,7 +21,7 @@ struct Fiber {
 
 class FiberPool {
  public:
-  using Entry = void (*)(void* argument);
+  using Entry = Fiber::Entry;
 
   FiberPool();
   ~FiberPool();

@@ -41,8 +41,10 @@ std::string describe(const Where& where) {
          std::to_string(where.line());
 }
 
+bool same_name(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
+
 bool same_place(const Where& a, const Where& b) {
-  return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
+  return a.line() == b.line() && same_name(a.file_name(), b.file_name());
 }
 
 void move_to(std::vector<PendingStore>& to, std::vector<PendingStore>& from) {
@@ -78,13 +80,12 @@ Machine& Machine::instance() {
   return machine;
 }
 
-void Machine::seed(uint64_t seed) { random_.seed(seed); }
-
 void Machine::enqueue(Stream* stream, std::unique_ptr<Grid> grid) {
   grid->unfinished = grid->blocks.count();
   grid->remaining.resize(grid->unfinished);
   std::iota(grid->remaining.begin(), grid->remaining.end(), 0u);
-  std::shuffle(grid->remaining.begin(), grid->remaining.end(), random_);
+  for (size_t i = grid->remaining.size(); i > 1; --i)
+    std::swap(grid->remaining[i - 1], grid->remaining[random() % i]);
   if (std::find(streams_.begin(), streams_.end(), stream) == streams_.end())
     streams_.push_back(stream);
   stream->grids.push_back(std::move(grid));
@@ -104,7 +105,7 @@ void Machine::run() {
       blocks_finished_ = true;
       continue;
     }
-    const size_t pick = random_() % ready_.size();
+    const size_t pick = random() % ready_.size();
     Thread* thread = ready_[pick];
     ready_[pick] = ready_.back();
     ready_.pop_back();
@@ -154,7 +155,7 @@ void Machine::start_blocks() {
         continue;
       }
       const auto running = static_cast<unsigned>(grid.unfinished - grid.remaining.size());
-      unsigned room = grid.cooperative ? grid.unfinished : 1 + random_() % kMaxBlocksAtOnce;
+      unsigned room = grid.cooperative ? grid.unfinished : 1 + random() % kMaxBlocksAtOnce;
       for (; room > running && !grid.remaining.empty(); --room) {
         start_block(grid, grid.remaining.back());
         grid.remaining.pop_back();
@@ -185,6 +186,7 @@ void Machine::start_block(Grid& grid, unsigned index) {
     thread.warp = &block.warps[i / 32];
     thread.lane = i % 32;
     thread.warp->lanes[thread.lane] = &thread;
+    thread.warp->present |= 1u << thread.lane;
     thread.index = unflatten(i, grid.threads);
     thread.fiber = fibers_.create(thread_main, &thread);
     ready_.push_back(&thread);
@@ -210,11 +212,11 @@ void Machine::finish_thread(Thread& thread) {
   check_nobody_waits_for(thread);
 }
 
-void Machine::check_nobody_waits_for(const Thread& exiting) {
-  for (const Thread* other : exiting.warp->lanes)
-    if (other != nullptr && other->warp_op != nullptr &&
-        (other->warp_mask >> exiting.lane & 1) != 0)
-      fail("a lane left the kernel while its warp waits for it", other->where);
+void Machine::check_nobody_waits_for(Thread& exiting) {
+  exiting.warp->present &= ~(1u << exiting.lane);
+  for (const WarpOperation& operation : exiting.warp->open)
+    if ((operation.mask >> exiting.lane & 1) != 0)
+      fail("a lane left the kernel while its warp waits for it", operation.where);
   const unsigned all = exiting.block->grid->threads.count();
   for (const NamedBarrier& barrier : exiting.block->barriers)
     if (!barrier.waiting.empty() && barrier.expected == all)
@@ -292,7 +294,7 @@ bool Machine::block_barrier(unsigned id, unsigned count, bool wait, bool predica
   barrier.waiting.clear();
   barrier.arrived = 0;
   const bool result = want_all ? barrier.result_all : barrier.result_any;
-  if (random_() % 2 == 0) yield();  // the last to arrive is not always the first to go on
+  if (random() % 2 == 0) yield();  // the last to arrive is not always the first to go on
   return result;
 }
 
@@ -321,41 +323,39 @@ void* Machine::shared_memory(size_t bytes) {
 bool Machine::arrive_at_warp(const char* name, uint32_t mask, void* data, const Where& where,
                              std::array<void*, 32>& arrived) {
   Thread& self = *running_;
-  if ((mask >> self.lane & 1) == 0) fail("a lane is not in the mask of its warp operation", where);
-  self.warp_op = name;
-  self.warp_mask = mask;
-  self.warp_data = data;
-  self.where = where;
-  bool complete = true;
-  arrived.fill(nullptr);
-  for (unsigned lane = 0; lane < 32; ++lane) {
-    if ((mask >> lane & 1) == 0) continue;
-    const Thread* other = self.warp->lanes[lane];
-    if (other == nullptr || other->done) fail("a lane named by a warp operation has left", where);
-    if (other->warp_op == nullptr) {
-      complete = false;
-      continue;
-    }
-    const bool same = other->warp_mask == mask && std::strcmp(other->warp_op, name) == 0 &&
-                      same_place(other->where, where);
-    if (!same && (other->warp_mask >> self.lane & 1) != 0)
-      fail(
-          ("lanes of a warp are at different operations, one at " + describe(other->where)).c_str(),
-          where);
-    complete = complete && same;
-    arrived[lane] = other->warp_data;
+  Warp& warp = *self.warp;
+  const uint32_t own = 1u << self.lane;
+  if ((mask & own) == 0) fail("a lane is not in the mask of its warp operation", where);
+  if ((mask & ~warp.present) != 0) fail("a lane named by a warp operation has left", where);
+  WarpOperation* joined = nullptr;
+  for (WarpOperation& operation : warp.open) {
+    if (operation.mask == mask && same_name(operation.name, name) &&
+        same_place(operation.where, where))
+      joined = &operation;
+    else if ((operation.mask & own) != 0 && (operation.arrived & mask) != 0)
+      fail(("lanes of a warp are at different operations, one at " + describe(operation.where))
+               .c_str(),
+           where);
   }
-  if (complete) return true;
+  if (joined == nullptr)
+    joined = &warp.open.emplace_back(
+        WarpOperation{.name = name, .mask = mask, .where = where, .arrived = 0, .data = {}});
+  joined->arrived |= own;
+  joined->data[self.lane] = data;
+  if (joined->arrived == mask) {
+    arrived = joined->data;
+    std::swap(*joined, warp.open.back());
+    warp.open.pop_back();
+    return true;
+  }
   block_until(name, where);
   return false;
 }
 
 void Machine::release_warp(uint32_t mask) {
   for (unsigned lane = 0; lane < 32; ++lane) {
-    if ((mask >> lane & 1) == 0) continue;
     Thread* thread = running_->warp->lanes[lane];
-    thread->warp_op = nullptr;
-    if (thread != running_) ready_.push_back(thread);
+    if ((mask >> lane & 1) != 0 && thread != running_) ready_.push_back(thread);
   }
 }
 

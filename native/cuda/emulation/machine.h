@@ -15,7 +15,6 @@
 #include <deque>
 #include <functional>
 #include <memory>
-#include <random>
 #include <source_location>
 #include <stdexcept>
 #include <string>
@@ -67,18 +66,24 @@ struct Thread {
   const char* waits_for = nullptr;
   Where where;
 
-  // Warp operation it has arrived at.
-  const char* warp_op = nullptr;
-  uint32_t warp_mask = 0;
-  void* warp_data = nullptr;
-
   std::deque<PendingCopy> copies;
   unsigned copy_group = 0;
   std::vector<PendingStore> stores;  // since this thread's last block barrier
 };
 
+// A warp operation that some lanes of its mask have arrived at.
+struct WarpOperation {
+  const char* name;
+  uint32_t mask;
+  Where where;
+  uint32_t arrived = 0;
+  std::array<void*, 32> data{};
+};
+
 struct Warp {
   std::array<Thread*, 32> lanes{};
+  uint32_t present = 0;  // lanes that have not left the kernel
+  std::vector<WarpOperation> open;
 };
 
 struct NamedBarrier {
@@ -137,8 +142,14 @@ class Machine {
  public:
   static Machine& instance();
 
-  void seed(uint64_t seed);
-  uint64_t random() { return random_(); }
+  void seed(uint64_t seed) { random_state_ = seed * 0x9e3779b97f4a7c15u + 1; }
+  // SplitMix64 (Steele, Lea and Flood, 2014).
+  uint64_t random() {
+    uint64_t z = random_state_ += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+  }
 
   void enqueue(Stream* stream, std::unique_ptr<Grid> grid);
   // Runs everything enqueued; throws the first failure, and then nothing is left in any stream.
@@ -163,12 +174,11 @@ class Machine {
   void warp_operation(const char* name, uint32_t mask, Data& data, const Complete& complete,
                       const Where& where) {
     std::array<void*, 32> arrived;
-    if (arrive_at_warp(name, mask, &data, where, arrived)) {
-      std::array<Data*, 32> lanes;
-      for (int i = 0; i < 32; ++i) lanes[i] = static_cast<Data*>(arrived[i]);
-      complete(lanes);
-      release_warp(mask);
-    }
+    if (!arrive_at_warp(name, mask, &data, where, arrived)) return;
+    std::array<Data*, 32> lanes;
+    for (int i = 0; i < 32; ++i) lanes[i] = static_cast<Data*>(arrived[i]);
+    complete(lanes);
+    release_warp(mask);
   }
 
  private:
@@ -181,13 +191,13 @@ class Machine {
   bool arrive_at_warp(const char* name, uint32_t mask, void* data, const Where& where,
                       std::array<void*, 32>& arrived);
   void release_warp(uint32_t mask);
-  void check_nobody_waits_for(const Thread& exiting);
+  void check_nobody_waits_for(Thread& exiting);
   std::string describe_stuck() const;
   void drop_everything();
 
   static void thread_main(void* argument);
 
-  std::mt19937_64 random_{1};
+  uint64_t random_state_ = 1;
   FiberPool fibers_;
   std::vector<Stream*> streams_;
   std::vector<std::unique_ptr<Block>> blocks_;  // started and not finished
