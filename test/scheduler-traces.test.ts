@@ -3,7 +3,7 @@
 import { describe, expect, it } from 'vitest'
 import type { EngineError } from '../lib/errors.ts'
 import type { StepPlan } from '../lib/scheduler/plan.ts'
-import { POLICIES } from '../lib/scheduler/policies/index.ts'
+import { createPolicy } from '../lib/scheduler/policies/index.ts'
 import type { Sequence } from '../lib/scheduler/sequence.ts'
 import { createRandom, type Random } from './support/random.ts'
 import { BLOCK, Driver, eager } from './support/schedule-driver.ts'
@@ -83,7 +83,7 @@ function runTrace(seed: number, steps: number): Driver {
     maxRows: random.int(6, 12),
     prefixCache: random.int(0, 3) > 0,
     maxWaiting: 20,
-    policy: random.int(0, 1) === 0 ? eager : POLICIES.fcfs,
+    policy: random.int(0, 1) === 0 ? eager : createPolicy(),
   })
   const trace: Trace = { driver, all: new Set(), ended: new Set() }
   const finish = (sequences: Sequence[]) => {

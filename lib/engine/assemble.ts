@@ -9,7 +9,7 @@ import { checkLayout, compileModel, loadModel, modelFootprint } from '../models/
 import type { LoadProgress, NativeBinding, NativeRuntime } from '../native/binding.ts'
 import { toEngineError } from '../native/load.ts'
 import type { Lane, Program } from '../program/types.ts'
-import { POLICIES } from '../scheduler/policies/index.ts'
+import { createPolicy } from '../scheduler/policies/index.ts'
 import type { SchedulingPolicy } from '../scheduler/policy.ts'
 import {
   type ChatTemplate,
@@ -32,6 +32,8 @@ export interface EngineParts {
   readonly pipelineDepth: number
   readonly prefixCache: boolean
   readonly policy: SchedulingPolicy
+  readonly tpotTargetMs: number | undefined
+  readonly starvationMs: number | undefined
   readonly tokenizer: Tokenizer | undefined
   readonly chatTemplate: ChatTemplate | undefined
   readonly defaults: GenerationDefaults
@@ -55,6 +57,8 @@ interface CheckedOptions {
   readonly deterministic: boolean
   readonly prefixCache: boolean
   readonly policy: SchedulingPolicy
+  readonly tpotTargetMs: number | undefined
+  readonly starvationMs: number | undefined
 }
 
 /** Throws what loadModel, computeSizes and compileModel throw; ERR_USAGE for options; ERR_ABORTED. */
@@ -163,6 +167,8 @@ export async function assembleEngine(
       pipelineDepth: checked.pipelineDepth,
       prefixCache: checked.prefixCache,
       policy: checked.policy,
+      tpotTargetMs: checked.tpotTargetMs,
+      starvationMs: checked.starvationMs,
       tokenizer,
       chatTemplate,
       defaults,
@@ -178,12 +184,6 @@ function checkOptions(options: EngineOptions): CheckedOptions {
   const tensorParallel = integer(options.tensorParallel ?? 1, 'tensorParallel', 1, MAX_RANKS)
   const expertParallel = integer(options.expertParallel ?? 1, 'expertParallel', 1, MAX_RANKS)
   const nanoBatches = options.nanoBatches ?? 'auto'
-  const policyName = options.schedulerPolicy ?? 'fcfs'
-  if (!Object.hasOwn(POLICIES, policyName))
-    throw new EngineError(
-      'ERR_USAGE',
-      `there is no scheduling policy ${policyName}; known: ${Object.keys(POLICIES).join(', ')}`,
-    )
   return {
     tensorParallel,
     expertParallel,
@@ -196,7 +196,14 @@ function checkOptions(options: EngineOptions): CheckedOptions {
     pipelineDepth: integer(options.pipelineDepth ?? 2, 'pipelineDepth', 1, 2),
     deterministic: boolean(options.deterministic ?? false, 'deterministic'),
     prefixCache: boolean(options.prefixCache ?? true, 'prefixCache'),
-    policy: POLICIES[policyName],
+    policy: createPolicy({
+      order: options.schedulerPolicy,
+      budget: options.stepBudget,
+      admission: options.admission,
+      victim: options.preemption,
+    }),
+    tpotTargetMs: duration(options.tpotTargetMs, 'tpotTargetMs'),
+    starvationMs: duration(options.starvationMs, 'starvationMs'),
   }
 }
 
@@ -225,6 +232,13 @@ function throwIfAborted(signal: AbortSignal | undefined): void {
 function integer(value: number, option: string, min: number, max: number): number {
   if (!Number.isInteger(value) || value < min || value > max)
     throw new EngineError('ERR_USAGE', `${option} must be a whole number from ${min} to ${max}`)
+  return value
+}
+
+function duration(value: number | undefined, option: string): number | undefined {
+  if (value === undefined) return undefined
+  if (!(typeof value === 'number' && value > 0 && value < Number.POSITIVE_INFINITY))
+    throw new EngineError('ERR_USAGE', `${option} must be a number of milliseconds above 0`)
   return value
 }
 

@@ -77,11 +77,14 @@ export class Engine implements AsyncDisposable {
       maxWaiting: sizes.maxWaiting,
       prefixCache: parts.prefixCache,
       policy: parts.policy,
+      ...(parts.tpotTargetMs !== undefined && { tpotTargetMs: parts.tpotTargetMs }),
+      ...(parts.starvationMs !== undefined && { starvationMs: parts.starvationMs }),
       cacheKey: new Int32Array(new Uint8Array(randomBytes(16)).buffer),
     })
-    this.#jobs = new JobFactory(parts, (salt) =>
-      this.#scheduler.prefixCache.root(this.info.folder, salt),
-    )
+    this.#jobs = new JobFactory(parts, {
+      cacheRoot: (salt) => this.#scheduler.prefixCache.root(this.info.folder, salt),
+      program: (name) => this.#scheduler.program(name),
+    })
     this.#loop = new StepLoop({
       runtime: parts.runtime,
       programId: parts.programId,
@@ -253,6 +256,7 @@ export class Engine implements AsyncDisposable {
         free: blocks.numFree,
         cached: blocks.numCached,
         used: blocks.numUsed,
+        pinned: counters.pinnedBlocks,
       },
       steps: this.#loop.numSteps,
       stepsInFlight: this.#loop.stepsInFlight,

@@ -2,6 +2,7 @@
 
 import { randomBytes } from 'node:crypto'
 import { EngineError } from '../errors.ts'
+import type { ProgramAccount } from '../scheduler/programs.ts'
 import { createSequence, type Sequence, type SequenceKind } from '../scheduler/sequence.ts'
 import type { EngineParts } from './assemble.ts'
 import {
@@ -17,17 +18,24 @@ import { GenerateOutput } from './output.ts'
 import { resolveSampling, type Sampling, samplingRowFlags } from './sampling.ts'
 import type { GenerateRequest } from './types.ts'
 
-const MAX_SALT_LENGTH = 1024
+const MAX_NAME_LENGTH = 1024
+const MAX_PIN_MS = 3_600_000
+
+/** What a sequence takes from the scheduler. */
+export interface SequenceSources {
+  /** Where the prefix chain of a salt starts. */
+  readonly cacheRoot: (salt: string) => Int32Array
+  readonly program: (name: string) => ProgramAccount
+}
 
 export class JobFactory {
   readonly #parts: EngineParts
-  readonly #cacheRoot: (salt: string) => Int32Array
+  readonly #sources: SequenceSources
   #nextId = 1
 
-  /** `cacheRoot`: where the prefix chain of a salt starts. */
-  constructor(parts: EngineParts, cacheRoot: (salt: string) => Int32Array) {
+  constructor(parts: EngineParts, sources: SequenceSources) {
     this.#parts = parts
-    this.#cacheRoot = cacheRoot
+    this.#sources = sources
   }
 
   /** ERR_USAGE for options out of range, ERR_TOKENIZER for stop strings without a tokenizer. */
@@ -73,18 +81,25 @@ export class JobFactory {
     arrivalMs: number,
     sampling: Sampling,
   ): Sequence {
-    const { cacheSalt = '', priority = 0 } = request
-    if (typeof cacheSalt !== 'string' || cacheSalt.length > MAX_SALT_LENGTH)
-      throw new EngineError('ERR_USAGE', `cacheSalt must be at most ${MAX_SALT_LENGTH} characters`)
+    const { cacheSalt = '', program, priority = 0, tpotTargetMs, pinTtlMs = 0 } = request
+    requireName(cacheSalt, 'cacheSalt')
+    if (program !== undefined) requireName(program, 'program')
     if (!Number.isFinite(priority)) throw new EngineError('ERR_USAGE', 'priority must be a number')
+    if (tpotTargetMs !== undefined && !(Number.isFinite(tpotTargetMs) && tpotTargetMs > 0))
+      throw new EngineError('ERR_USAGE', 'tpotTargetMs must be a number above 0')
+    if (!(typeof pinTtlMs === 'number' && pinTtlMs >= 0 && pinTtlMs <= MAX_PIN_MS))
+      throw new EngineError('ERR_USAGE', `pinTtlMs must be a number from 0 to ${MAX_PIN_MS}`)
     return createSequence({
       id: this.#nextId++,
       kind: 'generate',
       prompt,
       maxTokens: sampling.maxTokens,
       priority,
+      ...(program !== undefined && { program: this.#sources.program(program) }),
+      ...(tpotTargetMs !== undefined && { tpotTargetMs }),
+      pinTtlMs,
       arrivalMs,
-      cacheRoot: this.#cacheRoot(cacheSalt),
+      cacheRoot: this.#sources.cacheRoot(cacheSalt),
       readsCache: true,
       rowFlags: samplingRowFlags(sampling),
       minLen: sampling.minTokens > 0 ? prompt.length + sampling.minTokens : 0,
@@ -99,9 +114,14 @@ export class JobFactory {
       prompt,
       maxTokens: 0,
       arrivalMs: performance.now(),
-      cacheRoot: this.#cacheRoot(''),
+      cacheRoot: this.#sources.cacheRoot(''),
       readsCache: false,
       rowFlags,
     })
   }
+}
+
+function requireName(value: string, field: string): void {
+  if (typeof value !== 'string' || value.length > MAX_NAME_LENGTH)
+    throw new EngineError('ERR_USAGE', `${field} must be at most ${MAX_NAME_LENGTH} characters`)
 }

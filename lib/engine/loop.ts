@@ -68,7 +68,8 @@ export class StepLoop {
   /** Ends a job that has not ended; no step planned from now on names it. */
   cancel(job: Job, error: EngineError): void {
     if (!this.#jobs.delete(job.sequence.id)) return
-    this.#options.scheduler.end(job.sequence, 'cancelled')
+    const reason = error.code === 'ERR_DEADLINE' ? 'deadline' : 'cancelled'
+    this.#options.scheduler.end(job.sequence, reason)
     this.#options.onEnd(job, 'abort')
     job.fail(error)
     // What it held may let others in.
@@ -165,7 +166,7 @@ export class StepLoop {
     }
     const { scheduler, clock } = this.#options
     this.#inFlight--
-    scheduler.settle(plan, result.sampled)
+    scheduler.settle(plan, result.sampled, result.runUs / 1000)
     const nowMs = clock()
     for (let i = 0; i < plan.numSeqs; i++) {
       const job = this.#jobs.get(plan.seqs[i].id)

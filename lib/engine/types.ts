@@ -49,7 +49,24 @@ export interface EngineOptions {
   readonly cpuIsa?: CpuIsa
   /** Steps in flight: 2 plans the next step while one runs. Default 2. */
   readonly pipelineDepth?: 1 | 2
+  /**
+   * Who waits least: `fcfs` (default), `priority`, `shortest-remaining`, `hrrn`, `longest-prefix` or
+   * `least-attained`; docs/serving.md explains them.
+   */
   readonly schedulerPolicy?: string
+  /** How many tokens a step computes: `fixed` (default), `dense` or `milliseconds`. */
+  readonly stepBudget?: string
+  /** Which requests may start: `projected-peak` (default) or `prompt-fits`. */
+  readonly admission?: string
+  /**
+   * How a preempted request gives up its KV blocks: `recompute`, `swap` to the host, or `auto`
+   * (default): what is expected to cost less.
+   */
+  readonly preemption?: string
+  /** Time per output token that the budget `milliseconds` keeps, for requests that name none. */
+  readonly tpotTargetMs?: number
+  /** After this long a waiting request goes first, whatever the policy. Default 30,000. */
+  readonly starvationMs?: number
   readonly onProgress?: (progress: LoadProgress) => void
   /** Cancels the load. */
   readonly signal?: AbortSignal
@@ -115,8 +132,17 @@ export interface GenerateRequest extends SamplingOptions {
   readonly chatTemplateKwargs?: Readonly<Record<string, unknown>>
   /** Leave special tokens out of `text`. Default true. */
   readonly skipSpecialTokens?: boolean
-  /** Higher runs first, where the policy knows priorities. Default 0. */
+  /** Higher runs first, where the policy knows priorities; the lowest is preempted first. Default 0. */
   readonly priority?: number
+  /** Requests of one program share their turn under the policy `least-attained`. */
+  readonly program?: string
+  /** Time per output token to keep, where the step budget is `milliseconds`. */
+  readonly tpotTargetMs?: number
+  /**
+   * After a regular end, keep the KV of this conversation for so long: a tool is being called and its
+   * answer will follow. At most an hour; bounded by a quarter of the KV cache. Default 0.
+   */
+  readonly pinTtlMs?: number
   /** Requests with different salts never share KV blocks. */
   readonly cacheSalt?: string
   /** Time from now after which the request fails with ERR_DEADLINE. */
@@ -247,6 +273,8 @@ export interface EngineStats {
     readonly free: number
     readonly cached: number
     readonly used: number
+    /** Of those used: held by `pinTtlMs`, counted once per request. */
+    readonly pinned: number
   }
   readonly steps: number
   readonly stepsInFlight: number

@@ -13,6 +13,16 @@ import { sipHash128 } from './siphash.ts'
 /** Words of a hash. */
 export const HASH_WORDS = 4
 
+/** What is known about how much of a sequence the cache holds; see PrefixCache.probe. */
+export interface PrefixProbe {
+  readonly root: Int32Array
+  /** [blocks, HASH_WORDS]; empty until looked up. */
+  hashes: Int32Array
+  numHashed: number
+  /** Whole blocks found, from the first on. */
+  numFound: number
+}
+
 export class PrefixCache {
   readonly #pool: BlockPool
   readonly #blockSize: number
@@ -83,6 +93,36 @@ export class PrefixCache {
   }
 
   /**
+   * Looks up how far `tokens[0..limit)` are known, without taking anything, and leaves it in `probe`,
+   * from which the next look-up goes on. Hashes at most `maxHashes` blocks and returns how many it did.
+   * Token ids are not compared: this is for ordering, `match` decides.
+   */
+  probe(probe: PrefixProbe, tokens: Int32Array, limit: number, maxHashes: number): number {
+    const most = Math.floor(limit / this.#blockSize)
+    while (probe.numFound > 0 && this.#find(probe.hashes, probe.numFound - 1) < 0) probe.numFound--
+    let hashed = 0
+    while (probe.numFound < most) {
+      if (probe.numFound === probe.numHashed) {
+        if (hashed === maxHashes) break
+        this.#hashNext(probe, tokens, most)
+        hashed++
+      }
+      if (this.#find(probe.hashes, probe.numFound) < 0) break
+      probe.numFound++
+    }
+    return hashed
+  }
+
+  #hashNext(probe: PrefixProbe, tokens: Int32Array, most: number): void {
+    if (probe.hashes.length === 0) probe.hashes = new Int32Array(most * HASH_WORDS)
+    const index = probe.numHashed++
+    const from = (index - 1) * HASH_WORDS
+    const chain = index === 0 ? probe.root : probe.hashes.subarray(from, from + HASH_WORDS)
+    this.#advance(chain, tokens, index * this.#blockSize)
+    probe.hashes.set(this.#hash, index * HASH_WORDS)
+  }
+
+  /**
    * Makes `block`, which holds `tokens[offset..offset + blockSize)` after the prefix `chain` stands
    * for, findable, and moves `chain` on. Where equal content is cached already, that one stays.
    */
@@ -108,16 +148,17 @@ export class PrefixCache {
     sipHash128(this.#key, message, message.length, this.#hash)
   }
 
-  /** The block whose content has this hash, or -1. */
-  #find(hash: Int32Array): number {
-    for (let at = hash[0] & this.#mask; this.#table[at] !== 0; at = (at + 1) & this.#mask) {
+  /** The block whose content has hash `index` of `hashes`, or -1. */
+  #find(hashes: Int32Array, index = 0): number {
+    const own = index * HASH_WORDS
+    for (let at = hashes[own] & this.#mask; this.#table[at] !== 0; at = (at + 1) & this.#mask) {
       const block = this.#table[at] - 1
       const base = block * HASH_WORDS
       if (
-        this.#hashes[base] === hash[0] &&
-        this.#hashes[base + 1] === hash[1] &&
-        this.#hashes[base + 2] === hash[2] &&
-        this.#hashes[base + 3] === hash[3]
+        this.#hashes[base] === hashes[own] &&
+        this.#hashes[base + 1] === hashes[own + 1] &&
+        this.#hashes[base + 2] === hashes[own + 2] &&
+        this.#hashes[base + 3] === hashes[own + 3]
       )
         return block
     }

@@ -4,6 +4,8 @@
  */
 
 import { EngineError } from '../errors.ts'
+import type { StepCosts } from './costs.ts'
+import type { SchedulerObserver } from './observer.ts'
 import type { SchedulingPolicy } from './policy.ts'
 import { finalTarget, type Sequence } from './sequence.ts'
 
@@ -27,12 +29,27 @@ export interface SchedulerConfig {
   readonly minChunk?: number
   /** Prompts that may be partly computed at once. Default 4. */
   readonly maxPartialPrefills?: number
+  /** Time after which a waiting sequence goes first, whatever the policy's order. Default 30,000. */
+  readonly starvationMs?: number
+  /** KV blocks on the host for sequences that are swapped out. Default 0. */
+  readonly numHostBlocks?: number
+  /** Default: a model that learns from the times given to `settle`. */
+  readonly costs?: StepCosts
+  /** Time per output token of sequences that ask for none. Default: no target. */
+  readonly tpotTargetMs?: number
+  readonly observer?: SchedulerObserver
 }
 
 export interface SchedulerStats {
   readonly running: number
   readonly waiting: number
   readonly preemptions: number
+  /** Of the preemptions, and resumed from the host. */
+  readonly swapsOut: number
+  readonly swapsIn: number
+  readonly hostBlocksUsed: number
+  /** Blocks held for conversations that are expected to go on. */
+  readonly pinnedBlocks: number
   readonly droppedTokens: number
   /** Prompt tokens looked up in, and found in, the prefix cache. */
   readonly prefixQueries: number

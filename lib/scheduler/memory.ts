@@ -6,12 +6,14 @@
 
 import { BlockPool } from '../kv/block-pool.ts'
 import { PrefixCache } from '../kv/prefix-cache.ts'
+import { PrefixPins } from '../kv/prefix-pins.ts'
 import type { SchedulerConfig } from './config.ts'
 import { computeTarget, finalTarget, type Sequence } from './sequence.ts'
 
 export class SequenceMemory {
   readonly pool: BlockPool
   readonly prefixCache: PrefixCache
+  readonly pins: PrefixPins
   readonly #blockSize: number
   readonly #usesCache: boolean
   readonly #freeSlots: number[] = []
@@ -19,6 +21,7 @@ export class SequenceMemory {
   constructor(config: SchedulerConfig) {
     this.pool = new BlockPool(config.numBlocks)
     this.prefixCache = new PrefixCache(this.pool, config.blockSize, config.cacheKey)
+    this.pins = new PrefixPins(this.pool)
     this.#blockSize = config.blockSize
     this.#usesCache = config.prefixCache
     for (let slot = config.numSlots - 1; slot >= 0; slot--) this.#freeSlots.push(slot)
@@ -76,6 +79,20 @@ export class SequenceMemory {
     sequence.numEntered = hits
     sequence.numComputed = hits * this.#blockSize
     sequence.numSettled = sequence.numComputed
+  }
+
+  /** How much of its tokens the cache knows, for ordering; returns the blocks hashed. */
+  probe(sequence: Sequence, maxHashes: number): number {
+    if (!this.readsCache(sequence)) return 0
+    const { probe, tokens, promptLen } = sequence
+    const hashed = this.prefixCache.probe(probe, tokens, promptLen - 1, maxHashes)
+    sequence.foundTokens = probe.numFound * this.#blockSize
+    return hashed
+  }
+
+  /** Keeps the blocks of a finished sequence findable for a while. */
+  pin(sequence: Sequence, expiresMs: number): boolean {
+    return this.#usesCache && this.pins.add(sequence.blocks, sequence.numEntered, expiresMs)
   }
 
   /** Blocks that become available when it lets go. */

@@ -4,6 +4,7 @@
  * allocates nothing.
  */
 
+import { BlockRuns } from '../kv/block-runs.ts'
 import { createSequence, recordDecision, type Sequence } from './sequence.ts'
 
 export interface StepPlan {
@@ -12,6 +13,11 @@ export interface StepPlan {
   numSeqs: number
   numTokens: number
   numRows: number
+  /** Positions that its tokens attend to, added up. */
+  context: number
+  /** KV blocks to copy before anything else: first those to the host, then those back. */
+  readonly swapOuts: BlockRuns
+  readonly swapIns: BlockRuns
   /** [numSeqs]; entries beyond are placeholders. */
   readonly seqs: Sequence[]
   /** [numSeqs] first position each sequence computes. */
@@ -46,6 +52,9 @@ export function createPlan(maxSeqs: number): StepPlan {
     numSeqs: 0,
     numTokens: 0,
     numRows: 0,
+    context: 0,
+    swapOuts: new BlockRuns(),
+    swapIns: new BlockRuns(),
     seqs: new Array<Sequence>(maxSeqs).fill(NOBODY),
     starts: new Int32Array(maxSeqs),
     counts: new Int32Array(maxSeqs),
@@ -79,6 +88,8 @@ export function appendToPlan(
   if (sequence.firstPlannedMs < 0) sequence.firstPlannedMs = nowMs
   plan.numRows += rows
   plan.numTokens += count
+  plan.context += count * sequence.numComputed + (count * (count + 1)) / 2
+  sequence.program.attainedTokens += count
   sequence.numComputed = end
   if (samples) sequence.numTokens++
   sequence.inFlight++
@@ -90,4 +101,7 @@ export function clearPlan(plan: StepPlan): void {
   plan.numSeqs = 0
   plan.numTokens = 0
   plan.numRows = 0
+  plan.context = 0
+  plan.swapOuts.clear()
+  plan.swapIns.clear()
 }

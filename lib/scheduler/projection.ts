@@ -24,6 +24,11 @@ export class BlockProjection {
     this.#blockSize = blockSize
   }
 
+  /** Expected length of an output, tokens. */
+  get meanOutput(): number {
+    return this.#meanOutput
+  }
+
   observeOutput(numTokens: number): void {
     this.#meanOutput += SMOOTHING * (numTokens - this.#meanOutput)
   }

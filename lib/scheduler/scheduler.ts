@@ -12,6 +12,7 @@
 import { EngineError } from '../errors.ts'
 import type { BlockPool } from '../kv/block-pool.ts'
 import type { PrefixCache } from '../kv/prefix-cache.ts'
+import { Admission } from './admission.ts'
 import { StepBudget } from './budget.ts'
 import {
   checkSchedulerConfig,
@@ -19,23 +20,34 @@ import {
   type SchedulerConfig,
   type SchedulerStats,
 } from './config.ts'
+import { createStepCosts, DEFAULT_PRIOR, type StepCosts } from './costs.ts'
 import { SequenceMemory } from './memory.ts'
 import { appendToPlan, clearPlan, createPlan, type StepPlan } from './plan.ts'
-import type { AdmissionRefusal } from './policy.ts'
+import type { AdmissionRefusal, EndReason } from './policy.ts'
+import { type ProgramAccount, Programs } from './programs.ts'
 import { BlockProjection } from './projection.ts'
 import { computeTarget, confirmToken, recordDecision, type Sequence } from './sequence.ts'
+import { SwapSpace } from './swap.ts'
+import { WaitingQueue } from './waiting-queue.ts'
 
-/** A prompt that found too few blocks is looked up again when more are available, or after this many steps. */
-const RETRY_STEPS = 16
+const STARVATION_MS = 30_000
+/** After this many steps without a token for prompts, whatever the budget says, they get a chunk. */
+const MAX_DRY_STEPS = 32
+/** Blocks hashed in a step to order what waits by its prefix. */
+const PROBE_HASHES = 64
 
 export class Scheduler {
   readonly config: SchedulerConfig
   readonly #memory: SequenceMemory
   readonly #budget: StepBudget
   readonly #projection: BlockProjection
+  readonly #swap: SwapSpace
+  readonly #admission: Admission
+  readonly #costs: StepCosts
+  readonly #programs = new Programs()
+  readonly #minChunk: number
 
-  /** In order of arrival. */
-  readonly #waiting: Sequence[] = []
+  readonly #waiting: WaitingQueue
   /** In order of arrival; considered before #waiting. */
   readonly #preempted: Sequence[] = []
   /** In order of admission; those that have left are dropped at the next plan. */
@@ -46,19 +58,31 @@ export class Scheduler {
   /** Of the step being planned: sequences that compute more than one token. */
   readonly #prefills: Sequence[] = []
   readonly #candidates: Sequence[] = []
+  readonly #orderState = { nowMs: 0, plannedTokens: 0, expectedOutput: 0 }
+  readonly #probe: (sequence: Sequence) => void
+  #probesLeft = 0
+  #tpotTargetMs = Number.POSITIVE_INFINITY
+  #dryPrefillSteps = 0
   #nextStep = 0
   #numRunning = 0
+  #someLeft = false
   #preemptions = 0
   #droppedTokens = 0
-  #prefixQueries = 0
-  #prefixHits = 0
 
   constructor(config: SchedulerConfig) {
     checkSchedulerConfig(config)
     this.config = config
+    this.#minChunk = config.minChunk ?? 256
     this.#memory = new SequenceMemory(config)
-    this.#budget = new StepBudget(config.minChunk ?? 256, config.maxPartialPrefills ?? 4)
+    this.#budget = new StepBudget(this.#minChunk, config.maxPartialPrefills ?? 4)
     this.#projection = new BlockProjection(config.blockSize)
+    this.#swap = new SwapSpace(config.numHostBlocks ?? 0, config.blockSize)
+    this.#admission = new Admission(config, this.#memory, this.#projection, this.#swap)
+    this.#costs = config.costs ?? createStepCosts(DEFAULT_PRIOR)
+    this.#waiting = new WaitingQueue(config.policy.order, config.starvationMs ?? STARVATION_MS)
+    this.#probe = (sequence) => {
+      this.#probesLeft -= this.#memory.probe(sequence, this.#probesLeft)
+    }
   }
 
   get blocks(): BlockPool {
@@ -71,7 +95,7 @@ export class Scheduler {
 
   /** Sequences that have not ended, in flight ones included. */
   get numUnfinished(): number {
-    return this.#numRunning + this.#waiting.length + this.#preempted.length + this.#departing.length
+    return this.#numRunning + this.#waiting.size + this.#preempted.length + this.#departing.length
   }
 
   get numFreeSlots(): number {
@@ -81,19 +105,28 @@ export class Scheduler {
   stats(): SchedulerStats {
     return {
       running: this.#numRunning,
-      waiting: this.#waiting.length + this.#preempted.length,
+      waiting: this.#waiting.size + this.#preempted.length,
       preemptions: this.#preemptions,
+      swapsOut: this.#swap.numSwapsOut,
+      swapsIn: this.#swap.numSwapsIn,
+      hostBlocksUsed: this.#swap.host.numUsed,
+      pinnedBlocks: this.#memory.pins.numBlocks,
       droppedTokens: this.#droppedTokens,
-      prefixQueries: this.#prefixQueries,
-      prefixHits: this.#prefixHits,
+      prefixQueries: this.#admission.prefixQueries,
+      prefixHits: this.#admission.prefixHits,
     }
   }
 
-  /** How many would be considered before it; -1: it does not wait. */
+  /** What the program of that name has been given; for SequenceOptions. */
+  program(name: string): ProgramAccount {
+    return this.#programs.get(name)
+  }
+
+  /** How many came before it and wait too; -1: it does not wait. */
   queuePosition(sequence: Sequence): number {
     if (sequence.state === 'preempted') return this.#preempted.indexOf(sequence)
     if (sequence.state !== 'waiting') return -1
-    return this.#preempted.length + this.#waiting.indexOf(sequence)
+    return this.#preempted.length + this.#waiting.position(sequence)
   }
 
   /**
@@ -104,26 +137,29 @@ export class Scheduler {
     requireFits(sequence, this.config)
     const { maxNumSeqs, maxWaiting } = this.config
     // What could run at once does not count as waiting, though no step has admitted it yet.
-    const ahead = this.#numRunning + this.#preempted.length + this.#waiting.length
+    const ahead = this.#numRunning + this.#preempted.length + this.#waiting.size
     if (ahead >= maxNumSeqs + maxWaiting)
       throw new EngineError(
         'ERR_QUEUE_FULL',
         `${maxNumSeqs} requests run and ${maxWaiting} wait already; try again later or raise maxWaiting`,
       )
     sequence.state = 'waiting'
+    sequence.arrivalTokens = this.#orderState.plannedTokens
     recordDecision(sequence, 'queued', this.#nextStep)
-    this.#waiting.push(sequence)
+    this.#orderState.expectedOutput = this.#projection.meanOutput
+    this.#waiting.push(sequence, this.#orderState)
+    this.config.observer?.added(sequence)
   }
 
   /** Ends a sequence in any state; what it holds is freed as soon as no step in flight names it. */
-  end(sequence: Sequence, reason: 'finished' | 'cancelled'): void {
+  end(sequence: Sequence, reason: EndReason): void {
     switch (sequence.state) {
       case 'new':
       case 'ending':
       case 'ended':
         return
       case 'waiting':
-        this.#waiting.splice(this.#waiting.indexOf(sequence), 1)
+        this.#waiting.remove(sequence)
         break
       case 'preempted':
         this.#preempted.splice(this.#preempted.indexOf(sequence), 1)
@@ -133,11 +169,12 @@ export class Scheduler {
         break
       case 'running':
         this.#numRunning--
+        this.#someLeft = true
         break
     }
+    this.config.observer?.ended(sequence, reason)
     recordDecision(sequence, reason, this.#nextStep)
-    if (reason === 'finished' && sequence.kind === 'generate')
-      this.#projection.observeOutput(sequence.numConfirmed - sequence.promptLen)
+    if (reason === 'finished') this.#observeFinished(sequence)
     if (sequence.inFlight > 0) {
       sequence.state = 'ending'
       this.#departing.push(sequence)
@@ -148,43 +185,43 @@ export class Scheduler {
 
   /**
    * The next step, or undefined when there is nothing to compute before a step in flight settles.
-   * Every plan must be given to `settle`, in order.
+   * Every plan must be given to `settle`, in order. `nowMs` never goes back.
    */
   plan(nowMs: number): StepPlan | undefined {
-    const step = this.#nextStep
     const plan = this.#freePlans.pop() ?? createPlan(this.config.maxNumSeqs)
-    plan.id = step
+    plan.id = this.#nextStep
+    this.#orderState.nowMs = nowMs
+    this.#orderState.expectedOutput = this.#projection.meanOutput
+    this.#memory.pins.expire(nowMs)
     this.#dropDeparted()
     const preempted = this.#makeRoomForDecodes()
-    const { maxNumBatchedTokens, maxRows, policy } = this.config
-    this.#budget.begin(maxNumBatchedTokens, maxRows)
+    this.#budget.begin(this.config.maxNumBatchedTokens, this.config.maxRows)
     const stalled = this.#planDecodes(plan, nowMs)
-    const numDecodes = plan.numSeqs
-    this.#budget.limitTokens(policy.tokenBudget({ maxNumBatchedTokens, numDecodes }) - numDecodes)
+    this.#limitPrefills(plan)
     this.#continuePrefills()
-    if (!preempted && !stalled) this.#admitAll(nowMs)
-    // What is left after admission goes to prompts in order of admission.
-    for (let i = 0; i < this.#prefills.length; i++) this.#budget.grantRest(this.#prefills[i])
-    for (let i = 0; i < this.#prefills.length; i++) {
-      const sequence = this.#prefills[i]
-      if (sequence.chunk > 0) appendToPlan(plan, sequence, sequence.chunk, nowMs)
-      else recordDecision(sequence, 'deferred_budget', step)
-    }
-    this.#prefills.length = 0
+    if (!preempted && !stalled) this.#admitAll(plan)
+    this.#planPrefills(plan, nowMs)
     if (plan.numSeqs === 0) {
+      this.config.observer?.planned(nowMs, undefined)
       this.#freePlans.push(plan)
       return undefined
     }
+    this.#swap.emit(plan)
     this.#nextStep++
+    this.#orderState.plannedTokens += plan.numTokens
+    this.config.observer?.planned(nowMs, plan)
     return plan
   }
 
   /**
-   * A step has run. `sampled`: [numRows] token of each row. Appends the tokens of sequences that
-   * still want them (plan.accepted) and frees what only this step held. Call `release` with the
-   * plan when done with it.
+   * A step has run, in `runMs` (0: not known). `sampled`: [numRows] token of each row. Appends the
+   * tokens of sequences that still want them (plan.accepted) and frees what only this step held.
+   * Call `release` with the plan when done with it.
    */
-  settle(plan: StepPlan, sampled: Int32Array): void {
+  settle(plan: StepPlan, sampled: Int32Array, runMs = 0): void {
+    this.config.observer?.settling(plan, sampled, runMs)
+    const swapped = plan.swapOuts.numBlocks + plan.swapIns.numBlocks
+    if (runMs > 0) this.#costs.observe(plan.numTokens, plan.context, swapped, runMs)
     for (let i = 0; i < plan.numSeqs; i++) {
       const sequence = plan.seqs[i]
       sequence.inFlight--
@@ -218,6 +255,7 @@ export class Scheduler {
   // ---- planning ----
 
   #dropDeparted(): void {
+    if (!this.#someLeft) return
     const running = this.#running
     let kept = 0
     for (let i = 0; i < running.length; i++) {
@@ -225,6 +263,7 @@ export class Scheduler {
       if (sequence.state === 'running') running[kept++] = sequence
     }
     running.length = kept
+    this.#someLeft = false
   }
 
   /**
@@ -232,11 +271,14 @@ export class Scheduler {
    * flight settle (those sequences then miss a step). True: something was preempted.
    */
   #makeRoomForDecodes(): boolean {
+    const { pool, pins } = this.#memory
+    if (this.#running.length <= pool.numAvailable) return false
     let needed = 0
     for (let i = 0; i < this.#running.length; i++) {
       if (this.#memory.needsBlock(this.#running[i])) needed++
     }
-    if (needed <= this.blocks.numAvailable) return false
+    while (needed > pool.numAvailable && pins.breakOldest());
+    if (needed <= pool.numAvailable) return false
     let coming = 0
     for (const sequence of this.#departing) coming += this.#memory.ownBlocks(sequence)
     const candidates = this.#candidates
@@ -246,8 +288,8 @@ export class Scheduler {
       else candidates.push(sequence)
     }
     let preempted = false
-    while (needed > this.blocks.numAvailable + coming && candidates.length > 0) {
-      const index = this.config.policy.victim(candidates)
+    while (needed > pool.numAvailable + coming && candidates.length > 0) {
+      const index = this.config.policy.victim.pick(candidates)
       const victim = candidates[index]
       candidates.splice(index, 1)
       if (this.#memory.needsBlock(victim)) needed--
@@ -262,9 +304,12 @@ export class Scheduler {
 
   /** True: a sequence missed the step for want of a block. */
   #planDecodes(plan: StepPlan, nowMs: number): boolean {
+    const running = this.#running
+    const { tpotTargetMs = Number.POSITIVE_INFINITY } = this.config
+    let target = Number.POSITIVE_INFINITY
     let stalled = false
-    for (let i = 0; i < this.#running.length; i++) {
-      const sequence = this.#running[i]
+    for (let i = 0; i < running.length; i++) {
+      const sequence = running[i]
       const remaining = computeTarget(sequence) - sequence.numComputed
       if (remaining === 0) continue
       if (remaining > 1) {
@@ -276,10 +321,36 @@ export class Scheduler {
         stalled = true
         continue
       }
+      target = Math.min(target, sequence.tpotTargetMs, tpotTargetMs)
       this.#budget.takeDecode()
       appendToPlan(plan, sequence, 1, nowMs)
     }
+    this.#tpotTargetMs = target
     return stalled
+  }
+
+  /** Leaves prompts the tokens that the policy gives them. */
+  #limitPrefills(plan: StepPlan): void {
+    const { maxNumBatchedTokens, policy } = this.config
+    const numDecodes = plan.numSeqs
+    let pendingTokens = this.#waiting.numTokens
+    for (const { numTokens, hostTokens } of this.#preempted) pendingTokens += numTokens - hostTokens
+    for (const sequence of this.#prefills)
+      pendingTokens += computeTarget(sequence) - sequence.numComputed
+    const tokens = policy.budget.tokens({
+      maxNumBatchedTokens,
+      numDecodes,
+      decodeContext: plan.context,
+      pendingTokens,
+      prefillStart: this.#prefills.length > 0 ? this.#prefills[0].numComputed : 0,
+      tpotTargetMs: this.#tpotTargetMs,
+      costs: this.#costs,
+    })
+    const isDry = tokens <= numDecodes && pendingTokens > 0
+    this.#dryPrefillSteps = isDry ? this.#dryPrefillSteps + 1 : 0
+    const isStarving = this.#dryPrefillSteps > MAX_DRY_STEPS
+    if (isStarving) this.#dryPrefillSteps = 0
+    this.#budget.limitTokens(isStarving ? this.#minChunk : tokens - numDecodes)
   }
 
   /** Shares the budget among prompts begun already, and one that may be admitted. */
@@ -290,85 +361,67 @@ export class Scheduler {
     for (let i = 0; i < prefills.length; i++) this.#budget.grantShare(prefills[i], sharers--)
   }
 
-  #admitAll(nowMs: number): void {
+  #admitAll(plan: StepPlan): void {
+    if (!this.#hasWaiting()) return
+    this.#waiting.begin()
+    this.#probesLeft = PROBE_HASHES
     while (this.#hasWaiting()) {
-      const queue = this.#preempted.length > 0 ? this.#preempted : this.#waiting
-      const index = queue === this.#preempted ? 0 : this.config.policy.next(queue, nowMs)
-      const candidate = queue[index]
-      const refusal = this.#tryAdmit(candidate)
+      const candidate = this.#nextCandidate(plan)
+      if (candidate === undefined) return
+      const refusal = this.#whyNot() ?? this.#tryAdmit(candidate, plan)
       if (refusal !== undefined) {
-        recordDecision(candidate, refusal, this.#nextStep)
+        recordDecision(candidate, refusal, plan.id)
         return
       }
-      queue.splice(index, 1)
-      this.#prefills.push(candidate)
-      this.#budget.grantShare(candidate, this.#budget.sharersBeside(this.#hasWaiting()))
+      this.#start(candidate)
     }
   }
 
-  /** Makes a waiting sequence run, blocks for all its tokens included; or says why not. */
-  #tryAdmit(sequence: Sequence): AdmissionRefusal | undefined {
+  #tryAdmit(candidate: Sequence, plan: StepPlan): AdmissionRefusal | undefined {
+    const isNew = candidate.state === 'waiting'
+    const isOverdue = isNew && this.#waiting.isOverdue(this.#orderState.nowMs)
+    const reason = isOverdue ? 'admitted_overdue' : isNew ? 'admitted' : 'resumed'
+    return this.#admission.tryAdmit(candidate, this.#running, plan, reason)
+  }
+
+  #nextCandidate(plan: StepPlan): Sequence | undefined {
+    if (this.#preempted.length > 0) return this.#preempted[0]
+    // Ordering what waits costs more than the reason is worth when nobody can be admitted.
+    const refusal = this.#whyNot()
+    if (refusal === undefined) return this.#waiting.next(this.#orderState, this.#probe)
+    recordDecision(this.#waiting.oldest as Sequence, refusal, plan.id)
+    return undefined
+  }
+
+  /** Why nobody at all is admitted now. */
+  #whyNot(): AdmissionRefusal | undefined {
     if (this.#running.length >= this.config.maxNumSeqs) return 'wait_max_seqs'
     if (this.#budget.isBacklogFull) return 'wait_prefill_backlog'
     if (this.#budget.isSpent) return 'wait_budget'
-    const needsSlot = sequence.kind === 'generate' && sequence.slot < 0
-    if (needsSlot && this.numFreeSlots === 0) return 'wait_slot'
+    return undefined
+  }
 
-    const memory = this.#memory
-    const available = this.blocks.numAvailable
-    const alone = this.blocks.numUsed === 0
-    if (
-      sequence.refusal !== undefined &&
-      !alone &&
-      available <= sequence.refusedAvailable &&
-      this.#nextStep < sequence.refusedStep + RETRY_STEPS
-    )
-      return sequence.refusal
-
-    const needed = memory.takeCached(sequence)
-    const verdict = this.config.policy.admission({
-      // Cached blocks it has just taken were available before, like those it still needs.
-      neededBlocks: needed + (available - this.blocks.numAvailable),
-      availableBlocks: available,
-      totalBlocks: this.config.numBlocks,
-      projectedPeakBlocks: this.#projection.peak(
-        this.#running,
-        sequence,
-        this.blocks.numUsed,
-        needed,
-      ),
-      alone,
-    })
-    if (verdict !== 'admit') {
-      this.#memory.releaseBlocks(sequence)
-      sequence.refusal = verdict
-      sequence.refusedStep = this.#nextStep
-      sequence.refusedAvailable = available
-      return verdict
-    }
-    if (needed > this.blocks.numAvailable)
-      throw new EngineError(
-        'ERR_INTERNAL',
-        `policy ${this.config.policy.name} admitted a sequence that needs ${needed} blocks with ${this.blocks.numAvailable} available`,
-      )
-    memory.takeRest(sequence, needed)
-    sequence.refusal = undefined
-    if (needsSlot) memory.takeSlot(sequence)
-    recordDecision(
-      sequence,
-      sequence.state === 'preempted' ? 'resumed' : 'admitted',
-      this.#nextStep,
-    )
-    if (sequence.state === 'waiting' && memory.readsCache(sequence)) {
-      sequence.numCachedTokens = sequence.numComputed
-      this.#prefixQueries += sequence.promptLen
-      this.#prefixHits += sequence.numComputed
-    }
-    if (sequence.numHitBlocks > 0) recordDecision(sequence, 'prefix_hit', this.#nextStep)
+  /** An admitted sequence runs, and shares the step's budget. */
+  #start(sequence: Sequence): void {
+    if (sequence.state === 'preempted') this.#preempted.shift()
+    else this.#waiting.remove(sequence)
     sequence.state = 'running'
     this.#running.push(sequence)
     this.#numRunning++
-    return undefined
+    this.#prefills.push(sequence)
+    this.#budget.grantShare(sequence, this.#budget.sharersBeside(this.#hasWaiting()))
+  }
+
+  #planPrefills(plan: StepPlan, nowMs: number): void {
+    const prefills = this.#prefills
+    // What is left after admission goes to prompts in order of admission.
+    for (let i = 0; i < prefills.length; i++) this.#budget.grantRest(prefills[i])
+    for (let i = 0; i < prefills.length; i++) {
+      const sequence = prefills[i]
+      if (sequence.chunk > 0) appendToPlan(plan, sequence, sequence.chunk, nowMs)
+      else recordDecision(sequence, 'deferred_budget', plan.id)
+    }
+    prefills.length = 0
   }
 
   // ---- leaving ----
@@ -378,6 +431,7 @@ export class Scheduler {
     sequence.numPreemptions++
     this.#preemptions++
     this.#numRunning--
+    this.#someLeft = true
     if (sequence.inFlight > 0) {
       sequence.state = 'preempting'
       this.#departing.push(sequence)
@@ -387,6 +441,8 @@ export class Scheduler {
   }
 
   #requeue(sequence: Sequence): void {
+    if (this.#wantsSwap(sequence) && this.#swap.swapOut(sequence))
+      recordDecision(sequence, 'swapped_out', this.#nextStep)
     this.#memory.releaseBlocks(sequence)
     sequence.numComputed = 0
     sequence.numSettled = 0
@@ -396,14 +452,36 @@ export class Scheduler {
     this.#preempted.splice(at, 0, sequence)
   }
 
+  #wantsSwap(sequence: Sequence): boolean {
+    const count = this.#swap.blocksOf(sequence)
+    if (count === 0 || count > this.#swap.host.numFree) return false
+    const tokens = sequence.numSettled
+    const idle = this.#costs.predictMs(0, 0, 0)
+    return (
+      this.config.policy.victim.form({
+        recomputeMs: this.#costs.predictMs(tokens, (tokens * (tokens + 1)) / 2, 0) - idle,
+        copyMs: this.#costs.predictMs(0, 0, 2 * count) - idle,
+      }) === 'swap'
+    )
+  }
+
+  #observeFinished(sequence: Sequence): void {
+    if (sequence.kind === 'generate')
+      this.#projection.observeOutput(sequence.numConfirmed - sequence.promptLen)
+    const { pinTtlMs } = sequence
+    if (pinTtlMs > 0 && this.#memory.pin(sequence, this.#orderState.nowMs + pinTtlMs))
+      recordDecision(sequence, 'pinned', this.#nextStep)
+  }
+
   #free(sequence: Sequence): void {
+    this.#swap.drop(sequence)
     this.#memory.releaseBlocks(sequence)
     this.#memory.releaseSlot(sequence)
     sequence.state = 'ended'
   }
 
   #hasWaiting(): boolean {
-    return this.#preempted.length > 0 || this.#waiting.length > 0
+    return this.#preempted.length > 0 || this.#waiting.size > 0
   }
 }
 

@@ -5,7 +5,9 @@
  * will sample before anybody has seen them; `numConfirmed` counts those that are known.
  */
 
+import type { PrefixProbe } from '../kv/prefix-cache.ts'
 import type { AdmissionRefusal, Reason } from './policy.ts'
+import { createAccount, type ProgramAccount } from './programs.ts'
 
 /**
  * - `generate`: samples a token wherever it catches up.
@@ -16,7 +18,7 @@ export type SequenceKind = 'generate' | 'score' | 'forward'
 
 /**
  * - `preempting`, `ending`: no longer planned; keeps its blocks until steps that name it settle.
- * - `preempted`: gave its blocks back, keeps its slot, waits to be computed again.
+ * - `preempted`: gave its blocks back, keeps its slot, waits to be computed again or swapped in.
  */
 export type SequenceState =
   | 'new'
@@ -41,6 +43,12 @@ export interface SequenceOptions {
   /** Tokens to generate at most; 0 unless `generate`. */
   readonly maxTokens: number
   readonly priority?: number
+  /** Scheduler.program(); default: one of its own. */
+  readonly program?: ProgramAccount
+  /** Time per output token it asks for, milliseconds. Default: none. */
+  readonly tpotTargetMs?: number
+  /** How long its blocks stay in the prefix cache after it has finished. Default 0. */
+  readonly pinTtlMs?: number
   readonly arrivalMs: number
   /** Where its prefix chain starts: PrefixCache.root(). */
   readonly cacheRoot: Int32Array
@@ -56,7 +64,12 @@ export interface Sequence {
   readonly id: number
   readonly kind: SequenceKind
   readonly priority: number
+  readonly program: ProgramAccount
+  readonly tpotTargetMs: number
+  readonly pinTtlMs: number
   readonly arrivalMs: number
+  /** Tokens planned for anybody when it was added. */
+  arrivalTokens: number
   readonly cacheRoot: Int32Array
   readonly readsCache: boolean
   readonly rowFlags: number
@@ -86,6 +99,10 @@ export interface Sequence {
   readonly cacheChain: Int32Array
   /** Sampling slot on the device; -1: none. */
   slot: number
+  /** Host blocks that hold its first `hostTokens` tokens while it is swapped out; else -1, 0, 0. */
+  hostStart: number
+  hostCount: number
+  hostTokens: number
   /** Steps in flight that name it. */
   inFlight: number
   /** Tokens granted in the step being planned. */
@@ -97,6 +114,14 @@ export interface Sequence {
   refusedStep: number
   refusedAvailable: number
   readonly decisions: DecisionRecord[]
+  /** Neighbours in the waiting queue, its key in the policy's order, and its place in the heap. */
+  waitsAfter: Sequence | undefined
+  waitsBefore: Sequence | undefined
+  orderKey: number
+  heapIndex: number
+  /** What the prefix cache knew of it when last looked up; see SequenceView.foundTokens. */
+  readonly probe: PrefixProbe
+  foundTokens: number
 }
 
 const NO_BLOCKS = new Int32Array(0)
@@ -108,7 +133,11 @@ export function createSequence(options: SequenceOptions): Sequence {
     id: options.id,
     kind: options.kind,
     priority: options.priority ?? 0,
+    program: options.program ?? createAccount(),
+    tpotTargetMs: options.tpotTargetMs ?? Number.POSITIVE_INFINITY,
+    pinTtlMs: options.pinTtlMs ?? 0,
     arrivalMs: options.arrivalMs,
+    arrivalTokens: 0,
     cacheRoot: options.cacheRoot,
     readsCache: options.readsCache,
     rowFlags: options.rowFlags ?? 0,
@@ -128,6 +157,9 @@ export function createSequence(options: SequenceOptions): Sequence {
     numEntered: 0,
     cacheChain: Int32Array.from(options.cacheRoot),
     slot: -1,
+    hostStart: -1,
+    hostCount: 0,
+    hostTokens: 0,
     inFlight: 0,
     chunk: 0,
     firstPlannedMs: -1,
@@ -136,6 +168,12 @@ export function createSequence(options: SequenceOptions): Sequence {
     refusedStep: -1,
     refusedAvailable: 0,
     decisions: [],
+    waitsAfter: undefined,
+    waitsBefore: undefined,
+    orderKey: 0,
+    heapIndex: -1,
+    probe: { root: options.cacheRoot, hashes: NO_BLOCKS, numHashed: 0, numFound: 0 },
+    foundTokens: 0,
   }
 }
 

@@ -37,5 +37,8 @@ export function samplingOptions(body: SamplingBody, index: number): GenerateRequ
     priority: body.priority,
     deadlineMs: body.deadline_ms,
     cacheSalt: body.cache_salt,
+    program: body.program,
+    tpotTargetMs: body.tpot_target_ms,
+    pinTtlMs: body.pin_ttl_ms,
   })
 }

@@ -3,7 +3,7 @@
 import { expect } from 'vitest'
 import type { SchedulerConfig } from '../../lib/scheduler/config.ts'
 import type { StepPlan } from '../../lib/scheduler/plan.ts'
-import { POLICIES } from '../../lib/scheduler/policies/index.ts'
+import { createPolicy } from '../../lib/scheduler/policies/index.ts'
 import type { SchedulingPolicy } from '../../lib/scheduler/policy.ts'
 import { Scheduler } from '../../lib/scheduler/scheduler.ts'
 import { createSequence, type Sequence, type SequenceKind } from '../../lib/scheduler/sequence.ts'
@@ -12,9 +12,11 @@ export const BLOCK = 4
 
 /** Admits whatever fits at the moment, so that blocks do run out. */
 export const eager: SchedulingPolicy = {
-  ...POLICIES.fcfs,
-  name: 'eager',
-  admission: (view) => (view.neededBlocks <= view.availableBlocks ? 'admit' : 'wait_blocks'),
+  ...createPolicy(),
+  admission: {
+    name: 'eager',
+    decide: (view) => (view.neededBlocks <= view.availableBlocks ? 'admit' : 'wait_blocks'),
+  },
 }
 
 function config(overrides: Partial<SchedulerConfig> = {}): SchedulerConfig {
@@ -28,7 +30,7 @@ function config(overrides: Partial<SchedulerConfig> = {}): SchedulerConfig {
     numSlots: 16,
     maxWaiting: 64,
     prefixCache: true,
-    policy: POLICIES.fcfs,
+    policy: createPolicy(),
     cacheKey: Int32Array.of(1, 2, 3, 4),
     minChunk: 8,
     ...overrides,

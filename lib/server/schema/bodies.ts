@@ -24,6 +24,9 @@ export interface SamplingBody {
   readonly priority?: Given<number>
   readonly deadline_ms?: Given<number>
   readonly cache_salt?: Given<string>
+  readonly program?: Given<string>
+  readonly tpot_target_ms?: Given<number>
+  readonly pin_ttl_ms?: Given<number>
 }
 
 export interface MessageBody {

@@ -70,6 +70,9 @@ const sampling: Readonly<Record<string, Schema>> = {
   priority: number(-1e9, 1e9),
   deadline_ms: optional('number', { exclusiveMinimum: 0, maximum: MAX_INT }),
   cache_salt: optional('string', { maxLength: 1024 }),
+  program: optional('string', { maxLength: 1024 }),
+  tpot_target_ms: optional('number', { exclusiveMinimum: 0, maximum: MAX_INT }),
+  pin_ttl_ms: number(0, 3_600_000),
 }
 
 const message: Schema = {
