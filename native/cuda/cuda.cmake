@@ -49,8 +49,9 @@ if(NANOWEAVE_HAS_CUDA)
       endif()
     endif()
   endif()
+  file(GLOB CUDART_SOURCES CONFIGURE_DEPENDS native/cuda/cudart/*.cc)
   add_library(nanoweave_cuda OBJECT EXCLUDE_FROM_ALL ${CUDA_KERNELS} ${CUDA_HOST_SOURCES}
-              native/cuda/launch.cc)
+              ${CUDART_SOURCES})
   set_target_properties(nanoweave_cuda PROPERTIES CUDA_ARCHITECTURES "${NANOWEAVE_CUDA_ARCHITECTURES}"
                         CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON)
   target_include_directories(nanoweave_cuda PUBLIC native ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})

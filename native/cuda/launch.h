@@ -4,7 +4,10 @@
 
 #include "core/error.h"
 #include "cuda/op.h"
-#include "cuda/simt.cuh"
+
+#if defined(NANOWEAVE_EMULATION)
+#include "cuda/emulation/machine.h"
+#endif
 
 namespace nanoweave {
 

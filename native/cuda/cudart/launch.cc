@@ -3,31 +3,20 @@
 // has ended, and wait in wait_for_previous_kernel().
 #include "cuda/launch.h"
 
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
+
+#include "cuda/cudart/check.h"
 
 namespace nanoweave {
 
-namespace {
-
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // not sticky: the caller hears of it here
-  fail(ErrorCode::kInternal, "%s failed: %s (%s)", what, cudaGetErrorString(status),
-       cudaGetErrorName(status));
-}
-
-}  // namespace
-
 void load_function(const CudaFunction& function, const CudaDevice& device) {
   cudaFuncAttributes attributes{};
-  check(cudaFuncGetAttributes(&attributes, function.function), "loading a kernel");
+  check_cuda(cudaFuncGetAttributes(&attributes, function.function), "loading a kernel");
   if (function.shared_bytes > 0)
-    check(cudaFuncSetAttribute(
-              function.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-              static_cast<int>(std::min(function.shared_bytes, device.max_shared_bytes))),
-          "reserving a kernel's shared memory");
+    check_cuda(cudaFuncSetAttribute(
+                   function.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                   static_cast<int>(std::min(function.shared_bytes, device.max_shared_bytes))),
+               "reserving a kernel's shared memory");
 }
 
 void launch_function(const void* function, const LaunchShape& shape, CudaStream stream,
@@ -48,7 +37,7 @@ void launch_function(const void* function, const LaunchShape& shape, CudaStream 
   config.attrs = &attribute;
   config.numAttrs = shape.cooperative || shape.programmatic ? 1 : 0;
   void* parameters[] = {args};
-  check(cudaLaunchKernelExC(&config, function, parameters), "launching a kernel");
+  check_cuda(cudaLaunchKernelExC(&config, function, parameters), "launching a kernel");
 }
 
 }  // namespace nanoweave
