@@ -10,6 +10,7 @@ import {
   ensureCheckpoint,
   findShape,
   layerMacsPerToken,
+  shareTensors,
   weightBytesPerToken,
 } from '../lib/bench/checkpoint.ts'
 import { ensureGguf, ggufTensorName, interleaveRotaryRows } from '../lib/bench/gguf.ts'
@@ -20,9 +21,9 @@ const tiny = findShape('tiny')
 let scratch: string
 let folder: string
 
-beforeAll(() => {
+beforeAll(async () => {
   scratch = mkdtempSync(path.join(os.tmpdir(), 'bench-model-'))
-  folder = ensureCheckpoint(tiny, SEED, scratch)
+  folder = await ensureCheckpoint(tiny, SEED, scratch)
 })
 afterAll(() => rmSync(scratch, { recursive: true, force: true }))
 
@@ -36,23 +37,36 @@ describe('the random checkpoint', () => {
     }
   })
 
-  it('is the same for the same seed, and another for another', () => {
-    const again = ensureCheckpoint(tiny, SEED, path.join(scratch, 'again'))
-    const other = ensureCheckpoint(tiny, SEED + 1, path.join(scratch, 'other'))
+  it('is the same for the same seed, and another for another', async () => {
+    const again = await ensureCheckpoint(tiny, SEED, path.join(scratch, 'again'))
+    const other = await ensureCheckpoint(tiny, SEED + 1, path.join(scratch, 'other'))
     const read = (from: string) => readFileSync(path.join(from, 'model.safetensors'))
     expect(read(again).equals(read(folder))).toBe(true)
     expect(read(other).equals(read(folder))).toBe(false)
   })
 
-  it('is kept when it is whole and written again when it is not', () => {
+  it('is kept when it is whole and written again when it is not', async () => {
     const file = path.join(folder, 'model.safetensors')
     const before = statSync(file).mtimeMs
-    ensureCheckpoint(tiny, SEED, scratch)
+    await ensureCheckpoint(tiny, SEED, scratch)
     expect(statSync(file).mtimeMs).toBe(before)
     const whole = readFileSync(file)
     writeFileSync(file, whole.subarray(0, whole.length - 2))
-    ensureCheckpoint(tiny, SEED, scratch)
+    await ensureCheckpoint(tiny, SEED, scratch)
     expect(readFileSync(file).equals(whole)).toBe(true)
+  })
+
+  it('is the same bytes when several processes write it', async () => {
+    const shape = { ...tiny, hidden: 128, vocab: 400, layers: 3 }
+    const [one, several] = ['one', 'several'].map((name) => path.join(scratch, name))
+    await ensureCheckpoint(shape, SEED, one!, 1)
+    await ensureCheckpoint(shape, SEED, several!, 3)
+    const read = (directory: string) =>
+      readFileSync(path.join(directory, `llama-tiny-seed${SEED}`, 'model.safetensors'))
+    expect(read(several!).equals(read(one!))).toBe(true)
+    const shares = shareTensors(findShape('8b'), 16)
+    const sorted = shares.flat().sort((a, b) => a - b)
+    expect(sorted).toEqual([...checkpointTensors(findShape('8b')).keys()])
   })
 
   it('counts what decode must read and multiply', () => {

@@ -174,6 +174,19 @@ describe('derived figures', () => {
     })
   })
 
+  it('of collectives and engines on a GPU', () => {
+    // 6 tokens in 1 ms are 6,000 a second; 400 GFLOP/s over 2 · 10^6 parameters allow 200,000.
+    const engine = makeRow({ tokens: 6, parameters: 1e6, ranks: 2, virtualRanks: true })
+    expect(deriveRow(engine, PEAKS).ofComputeBound).toBeCloseTo(0.03)
+    const spread = makeRow({ tokens: 6, parameters: 1e6, ranks: 2 })
+    expect(deriveRow(spread, PEAKS).ofComputeBound).toBeCloseTo(0.015)
+    expect(deriveRow(makeRow({ busBytes: 3e6 }), PEAKS).busRate).toBeCloseTo(3e9)
+    const text = formatReport(makeReport([{ ...engine, variant: 'nccl', busBytes: 3e6 }], PEAKS))
+    for (const part of ['matmul nccl', '2 virtual', 'bus GB/s', '% of F/2P']) {
+      expect(text).toContain(part)
+    }
+  })
+
   it('are left out without peaks', () => {
     expect(deriveRow(makeRow(), undefined).ofPeak).toBeUndefined()
   })
@@ -223,6 +236,7 @@ describe('arguments', () => {
       [4, 5, 6],
     ])
     expect(parseSizes(undefined, suite)).toBe(suite.defaultSizes)
+    expect(parseSizes(undefined, suite, 'cuda')).toBe(suite.gpuSizes)
     for (const text of ['1x2', '1x2x0', '1x2xa', '1x2x3,', '']) {
       expect(() => parseSizes(text, suite)).toThrow(expect.objectContaining({ code: 'ERR_USAGE' }))
     }

@@ -4,7 +4,7 @@
  */
 
 import { execFile } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
@@ -22,6 +22,7 @@ function runSmall(
   name: string,
   sizes: readonly (readonly number[])[],
   options: Partial<BenchContext> = {},
+  peaks = 'none.json',
 ): Promise<BenchReport> {
   const context: BenchContext = {
     ranks: 1,
@@ -37,7 +38,7 @@ function runSmall(
     log: () => {},
     ...options,
   }
-  return runSuite(findSuite(name), context, path.join(scratch, 'none.json'))
+  return runSuite(findSuite(name), context, path.join(scratch, peaks))
 }
 
 describe.each(['f32', 'bf16'] as const)('suites at %s', (dtype) => {
@@ -93,6 +94,42 @@ describe.each(['f32', 'bf16'] as const)('suites at %s', (dtype) => {
       expect(row.checked).toBeGreaterThan(0)
       expect(row.ours.medianUs).toBeGreaterThan(0)
     }
+  })
+})
+
+it('takes the heads of attention from a setting', async () => {
+  const settings = new Map([['heads', '6x2x32']])
+  const report = await runSmall('attention-decode', [[2, 40]], { settings })
+  // Keys and values of 2 heads over 80 tokens, queries and outputs of 6 over 2 rows.
+  expect(report.rows[0]).toMatchObject({ wrong: 0, bytes: 2 * 32 * (80 * 2 * 2 + 2 * 2 * 6) })
+  for (const heads of ['6x4x32', '6x2', 'axbxc', '6x2x32x1']) {
+    const bad = new Map([['heads', heads]])
+    await expect(runSmall('attention-decode', [[2, 40]], { settings: bad })).rejects.toMatchObject({
+      code: 'ERR_USAGE',
+    })
+  }
+})
+
+it('names a device that is not there, and refuses other names and peaks', async () => {
+  await expect(runSmall('copy', [[3, 40]], { device: 'cuda:99' })).rejects.toMatchObject({
+    code: 'ERR_NO_DEVICE',
+  })
+  await expect(runSmall('copy', [[3, 40]], { device: 'gpu' })).rejects.toMatchObject({
+    code: 'ERR_USAGE',
+  })
+  const rate = { best: 1e12, median: 1e12 }
+  const peaks = {
+    threads: 132,
+    device: 'NVIDIA H200',
+    readBytesPerSecond: rate,
+    copyBytesPerSecond: rate,
+    f32FlopPerSecond: rate,
+    bf16FlopPerSecond: rate,
+    instructionSet: 'sm_90',
+  }
+  writeFileSync(path.join(scratch, 'gpu.json'), JSON.stringify(peaks))
+  await expect(runSmall('copy', [[3, 40]], {}, 'gpu.json')).rejects.toMatchObject({
+    code: 'ERR_USAGE',
   })
 })
 

@@ -5,6 +5,7 @@
  * 1 / (2 · layers)), so activations stay finite at any depth. No tokenizer: benches speak token ids.
  */
 
+import { fork } from 'node:child_process'
 import {
   closeSync,
   existsSync,
@@ -15,7 +16,9 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { EngineError } from '../errors.ts'
 
 export interface LlamaShape {
@@ -45,6 +48,20 @@ export const LLAMA_SHAPES: Readonly<Record<string, LlamaShape>> = {
     vocab: 32000,
     maxPositions: 8192,
     ropeTheta: 10000,
+    rmsNormEps: 1e-5,
+  },
+  /** 8.03 B parameters, 16.06 GB: the shape of Llama 3 8B. */
+  '8b': {
+    name: '8b',
+    hidden: 4096,
+    layers: 32,
+    intermediate: 14336,
+    heads: 32,
+    kvHeads: 8,
+    headDim: 128,
+    vocab: 128256,
+    maxPositions: 8704,
+    ropeTheta: 500000,
     rmsNormEps: 1e-5,
   },
   /** 0.2 M parameters: tests, and a first run of a new machine. */
@@ -224,16 +241,90 @@ export function findShape(name: string): LlamaShape {
   return shape
 }
 
+/** Fills the tensors numbered `indexes` in file order; `fd` is the whole file, `base` its data. */
+export function writeTensors(
+  fd: number,
+  base: number,
+  shape: LlamaShape,
+  seed: number,
+  indexes: readonly number[],
+): void {
+  const tensors = checkpointTensors(shape)
+  const chunk = new Uint16Array(CHUNK_ELEMENTS)
+  for (const index of indexes) {
+    const tensor = tensors[index]!
+    const random = makeRandom(seed * 65_537 + index)
+    let position = base + tensor.offset
+    for (let left = tensor.bytes / 2; left > 0; left -= CHUNK_ELEMENTS) {
+      const part = chunk.subarray(0, Math.min(left, CHUNK_ELEMENTS))
+      if (tensor.halfWidth === 0) part.fill(BF16_ONE)
+      else fillUniformBf16(part, tensor.halfWidth, random)
+      position += writeSync(fd, part, 0, part.byteLength, position)
+    }
+  }
+}
+
+/** Tensors dealt out to `count` writers, largest first to the one with the least to do. */
+export function shareTensors(shape: LlamaShape, count: number): number[][] {
+  const shares = Array.from({ length: count }, () => ({ bytes: 0, indexes: [] as number[] }))
+  const tensors = checkpointTensors(shape).map(({ bytes }, index) => ({ bytes, index }))
+  for (const { bytes, index } of tensors.sort((a, b) => b.bytes - a.bytes)) {
+    const least = shares.reduce((a, b) => (b.bytes < a.bytes ? b : a))
+    least.bytes += bytes
+    least.indexes.push(index)
+  }
+  return shares.map(({ indexes }) => indexes).filter((indexes) => indexes.length > 0)
+}
+
+/** Below this one process writes as fast as several start. */
+const PARALLEL_BYTES = 256e6
+const MAX_WRITERS = 16
+
+function defaultWriters(bytes: number): number {
+  return bytes < PARALLEL_BYTES ? 1 : Math.min(MAX_WRITERS, os.availableParallelism())
+}
+
+/** writer.ts when run from sources, writer.js when compiled. */
+function writerScript(): string {
+  return fileURLToPath(import.meta.url).replace(/checkpoint\.(ts|js)$/, 'checkpoint-writer.$1')
+}
+
+function runWriter(request: WriteRequest): Promise<void> {
+  const script = writerScript()
+  const child = fork(script, [], {
+    execArgv: script.endsWith('.ts') ? ['--import', 'tsx'] : [],
+    stdio: ['ignore', 2, 2, 'ipc'],
+  })
+  child.send(request)
+  return new Promise((resolve, reject) => {
+    child.on('error', reject)
+    child.on('exit', (status, signal) => {
+      if (status === 0) return resolve()
+      const how = signal === null ? `with status ${status}` : `by ${signal}`
+      reject(new EngineError('ERR_IO', `a writer of ${request.file} ended ${how}`))
+    })
+  })
+}
+
+/** What a writer process is sent. */
+export interface WriteRequest {
+  readonly file: string
+  readonly base: number
+  readonly shape: LlamaShape
+  readonly seed: number
+  readonly indexes: readonly number[]
+}
+
 /**
- * The folder `<directory>/llama-<name>-seed<seed>`; written unless it is already there, whole.
- * `onProgress` gets bytes written and bytes in all.
+ * The folder `<directory>/llama-<name>-seed<seed>`; written unless it is already there, whole, by
+ * `writers` processes (a large one by as many as there are cores). ERR_IO when a writer fails.
  */
-export function ensureCheckpoint(
+export async function ensureCheckpoint(
   shape: LlamaShape,
   seed: number,
   directory: string,
-  onProgress?: (done: number, total: number) => void,
-): string {
+  writers?: number,
+): Promise<string> {
   const folder = path.resolve(directory, `llama-${shape.name}-seed${seed}`)
   const file = path.join(folder, 'model.safetensors')
   const header = checkpointHeader(shape, seed)
@@ -243,29 +334,22 @@ export function ensureCheckpoint(
   if (existsSync(file) && statSync(file).size === total) return folder
 
   mkdirSync(folder, { recursive: true })
-  writeFileSync(
-    path.join(folder, 'config.json'),
-    `${JSON.stringify(llamaConfig(shape), null, 2)}\n`,
-  )
+  const config = `${JSON.stringify(llamaConfig(shape), null, 2)}\n`
+  writeFileSync(path.join(folder, 'config.json'), config)
   // A partial file never has the final name: an interrupted run is started over.
   const partial = `${file}.partial`
+  const count = writers ?? defaultWriters(total)
   const fd = openSync(partial, 'w')
   try {
     writeSync(fd, header)
-    let done = header.length
-    const chunk = new Uint16Array(CHUNK_ELEMENTS)
-    for (const [index, tensor] of tensors.entries()) {
-      const random = makeRandom(seed * 65_537 + index)
-      for (let left = tensor.bytes / 2; left > 0; left -= CHUNK_ELEMENTS) {
-        const part = chunk.subarray(0, Math.min(left, CHUNK_ELEMENTS))
-        if (tensor.halfWidth === 0) part.fill(BF16_ONE)
-        else fillUniformBf16(part, tensor.halfWidth, random)
-        done += writeSync(fd, part)
-        onProgress?.(done, total)
-      }
-    }
+    if (count === 1) writeTensors(fd, header.length, shape, seed, [...tensors.keys()])
   } finally {
     closeSync(fd)
+  }
+  if (count > 1) {
+    const request = { file: partial, base: header.length, shape, seed }
+    const shares = shareTensors(shape, count)
+    await Promise.all(shares.map((indexes) => runWriter({ ...request, indexes })))
   }
   renameSync(partial, file)
   return folder

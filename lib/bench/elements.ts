@@ -18,6 +18,24 @@ export function decodeFloats(bytes: Uint8Array, dtype: BenchDtype): Float32Array
   return new Float32Array(words.buffer)
 }
 
+/** Values of a buffer one at a time, for checks that look at few of many. */
+export function floatReader(bytes: Uint8Array, dtype: BenchDtype): (index: number) => number {
+  if (dtype === 'f32') {
+    const floats = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
+    return (index) => floats[index]!
+  }
+  const halves = new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.length / 2)
+  const word = new Uint32Array(1)
+  const float = new Float32Array(word.buffer)
+  return (index) => {
+    word[0] = halves[index]! << 16
+    return float[0]!
+  }
+}
+
+/** Values made one by one; longer buffers repeat them. A prime, so that no row repeats another. */
+const DRAWN_VALUES = 16_777_213
+
 /** Uniform in [-halfWidth, halfWidth), the same for the same seed; f32 values are bf16-exact too. */
 export function randomBytes(
   count: number,
@@ -26,7 +44,10 @@ export function randomBytes(
   seed: number,
 ): Uint8Array {
   const halves = new Uint16Array(count)
-  fillUniformBf16(halves, halfWidth, makeRandom(seed))
+  fillUniformBf16(halves.subarray(0, DRAWN_VALUES), halfWidth, makeRandom(seed))
+  for (let filled = DRAWN_VALUES; filled < count; filled *= 2) {
+    halves.copyWithin(filled, 0, Math.min(filled, count - filled))
+  }
   const bytes = new Uint8Array(halves.buffer)
   return dtype === 'bf16' ? bytes : new Uint8Array(decodeFloats(bytes, 'bf16').buffer)
 }

@@ -37,7 +37,7 @@ function drawRow(row: BenchRow, derived: DerivedRow, index: number): string {
     derived.ofPeak === undefined ? Math.max(ourSpeed, baseSpeed) : ourSpeed / derived.ofPeak
   const share = (speed: number) => Math.min(1, speed / full)
   const parts = [
-    `<text x="0" y="${y + BAR_HEIGHT}">${escapeHtml(`${row.op} ${row.shape} ${row.dtype}`)}</text>`,
+    `<text x="0" y="${y + BAR_HEIGHT}">${escapeHtml(`${row.op} ${row.variant ?? ''} ${row.shape} ${row.dtype}`)}</text>`,
     bar(y + 2, share(ourSpeed), 'ours', `${formatNumber(row.ours.medianUs)} µs`),
   ]
   if (row.baseline !== undefined) {

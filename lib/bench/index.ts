@@ -6,7 +6,8 @@
 import { EngineError } from '../errors.ts'
 import { describeMachine } from './machine.ts'
 import { loadPeaks } from './peaks.ts'
-import type { BenchContext, BenchReport, BenchSuite } from './suite.ts'
+import { type BenchBackend, backendOf } from './placement.ts'
+import type { BenchContext, BenchReport, BenchRow, BenchSuite } from './suite.ts'
 import { attentionDecodeSuite, attentionPrefillSuite } from './suites/attention.ts'
 import { allReduceRmsNormSuite, allReduceSuite } from './suites/collectives.ts'
 import { engineSuite } from './suites/engine.ts'
@@ -14,6 +15,7 @@ import { matmulSuite } from './suites/matmul.ts'
 import { copySuite, rmsNormSuite } from './suites/rows.ts'
 
 export { renderHtml } from './html.ts'
+export { backendOf } from './placement.ts'
 export { countWrong, formatReport } from './report.ts'
 export type { BenchContext, BenchReport, BenchSuite } from './suite.ts'
 
@@ -41,8 +43,9 @@ export function findSuite(name: string): BenchSuite {
 export function parseSizes(
   text: string | undefined,
   suite: BenchSuite,
+  backend: BenchBackend = 'cpu',
 ): readonly (readonly number[])[] {
-  if (text === undefined) return suite.defaultSizes
+  if (text === undefined) return backend === 'cuda' ? suite.gpuSizes : suite.defaultSizes
   return text.split(',').map((size) => {
     const numbers = size.split('x').map(Number)
     const valid = numbers.every((value) => Number.isSafeInteger(value) && value > 0)
@@ -73,17 +76,36 @@ export function parseSettings(
   return settings
 }
 
+/** What holds for every suite on a kind of device. */
+function backendNotes(rows: readonly BenchRow[], backend: BenchBackend): string[] {
+  if (backend === 'cpu') return []
+  const notes = [
+    'times are of device events around a step that holds the op once per set of buffers, divided by the ops',
+  ]
+  if (rows.some(({ virtualRanks }) => virtualRanks === true)) {
+    notes.push(
+      'virtual ranks: all ranks share one GPU, no link takes part. The bound is its memory bandwidth over the bytes of all ranks; bus GB/s is nccl-tests’ formula on that memory traffic, not the speed of a link',
+    )
+  }
+  return notes
+}
+
 /** `peaksFile` may be missing: then the report has no "% of peak". */
 export async function runSuite(
   suite: BenchSuite,
   context: BenchContext,
   peaksFile: string,
 ): Promise<BenchReport> {
-  const machine = describeMachine()
+  const backend = backendOf(context.device)
+  const machine = describeMachine(backend)
   const peaks = loadPeaks(peaksFile)
+  if (peaks !== undefined && (peaks.device !== undefined) !== (backend === 'cuda')) {
+    const of = peaks.device ?? `${peaks.threads} CPU threads`
+    throw new EngineError('ERR_USAGE', `${peaksFile} has the peaks of ${of}, not of ${backend}`)
+  }
   const { rows, notes, details } = await suite.run(context)
   const mismatch =
-    peaks !== undefined && peaks.threads !== context.threads
+    backend === 'cpu' && peaks !== undefined && peaks.threads !== context.threads
       ? [`the peaks file is for ${peaks.threads} threads, this run used ${context.threads}`]
       : []
   const { ranks, threads, device, dtype, rounds, settings } = context
@@ -94,7 +116,7 @@ export async function runSuite(
     ...(peaks !== undefined && { peaks }),
     options: { ranks, threads, device, dtype, rounds, ...Object.fromEntries(settings) },
     rows,
-    notes: [...notes, ...mismatch],
+    notes: [...notes, ...mismatch, ...backendNotes(rows, backend)],
     details,
   }
 }

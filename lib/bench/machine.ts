@@ -9,9 +9,19 @@ import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 
+/** The GPU as nvidia-smi reports it before the run. */
+export interface Gpu {
+  readonly name: string
+  readonly driver: string
+  readonly clocksMhz: { readonly sm: number; readonly memory: number; readonly maxSm: number }
+  readonly powerLimitWatts: number
+}
+
 export interface Machine {
   readonly cpu: string
   readonly cores: number
+  /** On a GPU run; null where nvidia-smi is missing. */
+  readonly gpu?: Gpu | null
   /** As the operating system reports them at the start; 0 where it does not. */
   readonly clocksMhz: readonly number[]
   readonly memoryBytes: number
@@ -73,18 +83,45 @@ function readClocks(): number[] {
   )
 }
 
-export function describeMachine(): Machine {
+/** Reads only; null without nvidia-smi. */
+function readGpu(): Gpu | null {
+  const fields = 'name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit'
+  try {
+    const line = execFileSync(
+      'nvidia-smi',
+      [`--query-gpu=${fields}`, '--format=csv,noheader,nounits'],
+      {
+        encoding: 'utf8',
+        stdio: ['ignore', 'pipe', 'ignore'],
+        timeout: 20_000,
+      },
+    ).split('\n')[0]!
+    const [name, driver, sm, memory, maxSm, power] = line.split(',').map((text) => text.trim())
+    return {
+      name: name!,
+      driver: driver!,
+      clocksMhz: { sm: Number(sm), memory: Number(memory), maxSm: Number(maxSm) },
+      powerLimitWatts: Number(power),
+    }
+  } catch {
+    return null
+  }
+}
+
+/** `NANOWEAVE_COMMIT` names the commit where there is no checkout: a bundle has none. */
+export function describeMachine(backend: 'cpu' | 'cuda' = 'cpu'): Machine {
   const root = packageRoot()
   const manifest = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
   return {
     cpu: describeCpu(),
     cores: os.availableParallelism(),
+    ...(backend === 'cuda' && { gpu: readGpu() }),
     clocksMhz: readClocks(),
     memoryBytes: os.totalmem(),
     os: `${os.type()} ${os.arch()}`,
     node: process.version,
     nanoweave: String(manifest.version),
-    commit: readCommit(root),
+    commit: process.env.NANOWEAVE_COMMIT ?? readCommit(root),
     loadAverage: os.loadavg()[0]!,
     date: new Date().toISOString(),
   }

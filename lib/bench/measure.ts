@@ -2,6 +2,7 @@
 
 import { DisturbanceMeter } from './disturbance.ts'
 import type { OpRuntime } from './one-op.ts'
+import { backendOf } from './placement.ts'
 import { alternate, summarize } from './stats.ts'
 import type { BenchContext, Measured } from './suite.ts'
 
@@ -15,7 +16,7 @@ export interface TimedProgram {
 }
 
 /** One sample runs the program until this much time has passed: the clock counts microseconds. */
-const SAMPLE_US = 100_000
+const SAMPLE_US = { cpu: 100_000, cuda: 20_000 } as const
 const WARM_UP_RUNS = 2
 
 /** Collects what the notes of a suite say about disturbance. */
@@ -33,6 +34,7 @@ export class OpMeter {
     for (const { program, step } of programs) {
       for (let i = 0; i < WARM_UP_RUNS; i++) await runtime.run(program, step)
     }
+    const sampleUs = SAMPLE_US[backendOf(this.#context.device)]
     const sample = async ({ program, step, ops }: TimedProgram): Promise<number> => {
       this.#context.signal.throwIfAborted()
       let microseconds = 0
@@ -40,7 +42,7 @@ export class OpMeter {
       do {
         microseconds += await runtime.run(program, step)
         runs++
-      } while (microseconds < SAMPLE_US)
+      } while (microseconds < sampleUs)
       return microseconds / (runs * ops)
     }
     const samples = await alternate(

@@ -18,6 +18,7 @@ import {
 import { EngineError } from '../errors.ts'
 import type { NativeRuntime } from '../native/binding.ts'
 import { loadBinding, toEngineError } from '../native/load.ts'
+import type { OpDraft } from '../ops/spec.ts'
 import type { ProgramBuilder } from '../program/builder.ts'
 import { ARENA_ALIGNMENT } from '../program/memory.ts'
 import { maxBytes } from '../program/shapes.ts'
@@ -25,15 +26,17 @@ import type { Program, ProgramLimits } from '../program/types.ts'
 import { validateProgram } from '../program/validate.ts'
 import type { WeightBuffer, WeightManifest, WeightPiece } from '../weights/types.ts'
 import { type BenchDtype, dtypeBytes } from './elements.ts'
+import { backendOf, isVirtual, placeBench } from './placement.ts'
 import type { BenchContext } from './suite.ts'
 
 /** Bytes the sets of buffers of one rank come to at least: several times a last-level cache. */
-const ROTATED_BYTES = 128e6
+const ROTATED_BYTES = { cpu: 128e6, cuda: 512e6 } as const
 const MAX_SETS = 256
 
 /** Sets of buffers for an op that touches `bytesPerSet`. */
-export function countSets(bytesPerSet: number): number {
-  return Math.max(2, Math.min(MAX_SETS, Math.ceil(ROTATED_BYTES / bytesPerSet)))
+export function countSets(bytesPerSet: number, device: string): number {
+  const rotated = ROTATED_BYTES[backendOf(device)]
+  return Math.max(2, Math.min(MAX_SETS, Math.ceil(rotated / bytesPerSet)))
 }
 
 /** Limits of a program without a KV cache and without sampling. */
@@ -167,39 +170,84 @@ function writeWeights(
   return { version: 1, files: [{ path: file, bytes: end }], buffers: [...buffers.values()] }
 }
 
+async function tryLoad(
+  runtime: NativeRuntime,
+  program: Program | EngineError,
+): Promise<LoadedProgram> {
+  if (program instanceof EngineError) return program
+  try {
+    return await runtime.loadProgram(JSON.stringify(program))
+  } catch (error) {
+    return toEngineError(error)
+  }
+}
+
+/** A program that this version may not know how to say; what is wrong with it instead. */
+export function tryBuild(build: () => Program): Program | EngineError {
+  try {
+    return build()
+  } catch (error) {
+    if (error instanceof EngineError && error.code === 'ERR_PROGRAM') return error
+    throw error
+  }
+}
+
+/** The op with one more attribute. */
+export function withAttr(draft: OpDraft, name: string, value: string): OpDraft {
+  return { ...draft, attrs: { ...draft.attrs, [name]: value } }
+}
+
+/** Id of a loaded program, or why an optional one was refused. */
+type LoadedProgram = number | EngineError
+
 /** A runtime with one or more programs loaded; the programs share weights, KV caches and the heap. */
 export class OpRuntime {
   readonly #runtime: NativeRuntime
-  readonly #ids: readonly number[]
+  readonly #programs: readonly LoadedProgram[]
+  /** Ranks share a GPU. */
+  readonly virtualRanks: boolean
 
-  private constructor(runtime: NativeRuntime, ids: readonly number[]) {
+  private constructor(
+    runtime: NativeRuntime,
+    programs: readonly LoadedProgram[],
+    virtualRanks: boolean,
+  ) {
     this.#runtime = runtime
-    this.#ids = ids
+    this.#programs = programs
+    this.virtualRanks = virtualRanks
   }
 
+  /** `optional` programs follow the others in number and may be refused: see refusal(). */
   static async open(
     context: BenchContext,
     programs: readonly Program[],
     contents: WeightContents,
+    optional: readonly (Program | EngineError)[] = [],
   ): Promise<OpRuntime> {
-    const { ranks, threads, device } = context
+    const isProgram = (one: Program | EngineError): one is Program => !(one instanceof EngineError)
+    const all = [...programs, ...optional.filter(isProgram)]
+    const { ranks, threads } = context
+    const devices = placeBench(context.device, ranks)
     const folder = mkdtempSync(path.join(os.tmpdir(), 'nanoweave-bench-'))
     let runtime: NativeRuntime | undefined
     try {
       runtime = new (loadBinding().Runtime)({
-        ranks: Array.from({ length: ranks }, () => ({ device })),
+        ranks: devices.map(({ name }) => ({ device: name })),
         tp: ranks,
-        heapBytes: Math.max(...programs.map((program) => program.arenaBytes), ARENA_ALIGNMENT),
+        heapBytes: Math.max(...all.map((program) => program.arenaBytes), ARENA_ALIGNMENT),
         threadsPerRank: Math.max(1, Math.floor(threads / ranks)),
         waitTimeoutMs: 60_000,
         deterministic: false,
         cpuIsa: context.settings.get('cpuIsa') ?? 'auto',
       })
-      const manifest = writeWeights(folder, programs, ranks, contents)
+      const manifest = writeWeights(folder, all, ranks, contents)
       await runtime.loadWeights(JSON.stringify(manifest))
-      const ids: number[] = []
-      for (const program of programs) ids.push(await runtime.loadProgram(JSON.stringify(program)))
-      return new OpRuntime(runtime, ids)
+      const loaded: LoadedProgram[] = []
+      for (const program of programs) {
+        loaded.push(await runtime.loadProgram(JSON.stringify(program)))
+      }
+      for (const program of optional) loaded.push(await tryLoad(runtime, program))
+      return new OpRuntime(runtime, loaded, isVirtual(devices))
     } catch (error) {
       await runtime?.close()
       throw toEngineError(error)
@@ -208,18 +256,36 @@ export class OpRuntime {
     }
   }
 
+  /** Why the program was not loaded; undefined when it was. */
+  refusal(program: number): EngineError | undefined {
+    const loaded = this.#programs[program]
+    return loaded instanceof EngineError ? loaded : undefined
+  }
+
+  #id(program: number): number {
+    const loaded = this.#programs[program]
+    if (loaded instanceof EngineError) throw loaded
+    if (loaded === undefined) throw new EngineError('ERR_INTERNAL', `no program ${program}`)
+    return loaded
+  }
+
   /** `program` indexes the programs given to open(); -1: a KV cache. */
   async write(program: number, buffer: string, rank: number, bytes: Uint8Array): Promise<void> {
-    await this.#runtime.write(program < 0 ? -1 : this.#ids[program]!, buffer, rank, bytes)
+    await this.#runtime.write(program < 0 ? -1 : this.#id(program), buffer, rank, bytes)
   }
 
   async read(program: number, buffer: string, rank: number): Promise<Uint8Array> {
-    return this.#runtime.read(this.#ids[program]!, buffer, rank)
+    return this.#runtime.read(this.#id(program), buffer, rank)
+  }
+
+  /** Fills a buffer with NaN of every float dtype, so that an op that writes nothing is found out. */
+  async poison(program: number, buffer: string, rank: number, bytes: number): Promise<void> {
+    await this.write(program, buffer, rank, new Uint8Array(bytes).fill(0xff))
   }
 
   /** Microseconds of one step. */
   async run(program: number, step: Int32Array): Promise<number> {
-    return runMicroseconds(await this.#runtime.submit(this.#ids[program]!, step))
+    return runMicroseconds(await this.#runtime.submit(this.#id(program), step))
   }
 
   async close(): Promise<void> {

@@ -1,6 +1,6 @@
 /**
- * The machine's ceilings, as bench/peaks.cc measures them with loops that do nothing else. They are
- * read from a file, which bench/peaks.ts makes once per machine.
+ * The machine's ceilings, as bench/peaks.cc measures them with loops that do nothing else, and those
+ * of a GPU, as bench/gpu/probe.cu does. They are read from a file, made once per machine.
  * Without the file the "% of peak" column stays empty; nothing is estimated.
  */
 
@@ -13,7 +13,10 @@ export interface Rate {
 }
 
 export interface Peaks {
+  /** CPU threads; of a GPU its multiprocessors. */
   readonly threads: number
+  /** The GPU they were measured on; absent: the CPU. */
+  readonly device?: string
   readonly readBytesPerSecond: Rate
   /** Bytes read plus bytes written. */
   readonly copyBytesPerSecond: Rate

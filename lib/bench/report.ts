@@ -15,6 +15,13 @@ export interface DerivedRow {
   readonly ofPeak: number | undefined
   readonly baselineOfPeak: number | undefined
   readonly tokensPerSecond: number | undefined
+  /** nccl-tests' bus bandwidth, bytes per second. */
+  readonly busRate: number | undefined
+  /**
+   * Tokens per second and GPU over peak FLOP/s / (2 · parameters), the bound of NanoFlow (Zhu et al.,
+   * 2024, §3): what is left when nothing but dense arithmetic took time.
+   */
+  readonly ofComputeBound: number | undefined
   readonly baselineTokensPerSecond: number | undefined
 }
 
@@ -36,11 +43,22 @@ export function deriveRow(row: BenchRow, peaks: Peaks | undefined): DerivedRow {
         ? undefined
         : roofline.seconds / baselineSeconds,
     tokensPerSecond: row.tokens === undefined ? undefined : row.tokens / seconds,
+    busRate: row.busBytes === undefined ? undefined : row.busBytes / seconds,
+    ofComputeBound: shareOfComputeBound(row, peaks),
     baselineTokensPerSecond:
       row.tokens === undefined || baselineSeconds === undefined
         ? undefined
         : row.tokens / baselineSeconds,
   }
+}
+
+/** All GPUs of a run are alike; virtual ranks are one GPU. */
+function shareOfComputeBound(row: BenchRow, peaks: Peaks | undefined): number | undefined {
+  const peak = peaks?.bf16FlopPerSecond
+  if (row.parameters === undefined || row.tokens === undefined || !peak) return undefined
+  const gpus = row.virtualRanks === true ? 1 : row.ranks
+  const tokensPerSecond = row.tokens / (row.ours.medianUs / 1e6) / gpus
+  return (tokensPerSecond * 2 * row.parameters) / peak.best
 }
 
 /** Three significant digits, no exponent: 1234, 12.3, 0.0123. */
@@ -59,16 +77,23 @@ const GIGA = 1e9
 
 export function headerLines(report: BenchReport): string[] {
   const { machine, peaks, options } = report
+  const gpu =
+    machine.gpu == null
+      ? []
+      : [
+          `${machine.gpu.name}, driver ${machine.gpu.driver}, SM ${machine.gpu.clocksMhz.sm} of ${machine.gpu.clocksMhz.maxSm} MHz and memory ${machine.gpu.clocksMhz.memory} MHz at the start, limit ${machine.gpu.powerLimitWatts} W`,
+        ]
   const lines = [
     `nanoweave ${machine.nanoweave} bench ${report.suite}  commit ${machine.commit ?? 'unknown'}  ${machine.date}`,
     `${machine.cpu}, ${machine.cores} cores at ${machine.clocksMhz[0] ?? 0} MHz, ${(machine.memoryBytes / GIGA).toFixed(0)} GB, ${machine.os}, Node ${machine.node}, load ${machine.loadAverage.toFixed(2)}`,
+    ...gpu,
     Object.entries(options)
       .map(([name, value]) => `${name} ${String(value)}`)
       .join('  '),
   ]
   if (peaks !== undefined) {
     lines.push(
-      `peak of ${peaks.threads} threads: read ${formatNumber(peaks.readBytesPerSecond.best / GIGA)} GB/s, copy ${formatNumber(peaks.copyBytesPerSecond.best / GIGA)} GB/s, f32 ${formatNumber((peaks.f32FlopPerSecond?.best ?? Number.NaN) / GIGA)} GFLOP/s, bf16 ${formatNumber((peaks.bf16FlopPerSecond?.best ?? Number.NaN) / GIGA)} GFLOP/s`,
+      `peak of ${peaks.device ?? `${peaks.threads} threads`}: read ${formatNumber(peaks.readBytesPerSecond.best / GIGA)} GB/s, copy ${formatNumber(peaks.copyBytesPerSecond.best / GIGA)} GB/s, f32 ${formatNumber((peaks.f32FlopPerSecond?.best ?? Number.NaN) / GIGA)} GFLOP/s, bf16 ${formatNumber((peaks.bf16FlopPerSecond?.best ?? Number.NaN) / GIGA)} GFLOP/s`,
     )
   } else {
     lines.push('no peaks file: "% of peak" is empty (docs/benchmarks.md says how to make one)')
@@ -88,10 +113,10 @@ export function tableColumns(rows: readonly BenchRow[]): Column[] {
   const right = (title: string, cell: Column['cell']): Column => ({ title, left: false, cell })
   const baselineName = rows.find((row) => row.baseline !== undefined)?.baseline?.name
   const columns = [
-    left('op', (row) => row.op),
+    left('op', (row) => (row.variant === undefined ? row.op : `${row.op} ${row.variant}`)),
     left('shape', (row) => row.shape),
     left('dtype', (row) => row.dtype),
-    right('ranks', (row) => String(row.ranks)),
+    right('ranks', (row) => (row.virtualRanks ? `${row.ranks} virtual` : String(row.ranks))),
     right('ours µs', (row) => formatNumber(row.ours.medianUs)),
     right('p99', (row) => formatNumber(row.ours.p99Us)),
   ]
@@ -111,6 +136,16 @@ export function tableColumns(rows: readonly BenchRow[]): Column[] {
         ),
       )
     }
+  }
+  if (rows.some((row) => row.busBytes !== undefined)) {
+    columns.push(
+      right('bus GB/s', (_row, derived) =>
+        formatNumber(derived.busRate === undefined ? undefined : derived.busRate / GIGA),
+      ),
+    )
+  }
+  if (rows.some((row) => row.parameters !== undefined)) {
+    columns.push(right('% of F/2P', (_row, derived) => formatPercent(derived.ofComputeBound)))
   }
   columns.push(
     right('rate', (_row, derived) => `${formatNumber(derived.rate.value)} ${derived.rate.unit}`),

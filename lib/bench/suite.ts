@@ -17,9 +17,13 @@ export interface Measured extends Spread {
 
 export interface BenchRow {
   readonly op: string
+  /** Which implementation or form of the op; absent: the one the op picks itself. */
+  readonly variant?: string
   readonly shape: string
   readonly dtype: string
   readonly ranks: number
+  /** The ranks share one GPU: no link takes part, its memory bandwidth is the bound. */
+  readonly virtualRanks?: true
   readonly ours: Measured
   readonly baseline?: Measured
   /** Bytes that one iteration must read (and write) at least, all ranks together. */
@@ -32,6 +36,13 @@ export interface BenchRow {
   readonly computePeak: 'f32' | 'bf16'
   /** Tokens one iteration produces or consumes; engine rows only. */
   readonly tokens?: number
+  /** Parameters a token passes through; engine rows on a GPU. */
+  readonly parameters?: number
+  /**
+   * Collectives: bytes over the time are the bus bandwidth of nccl-tests, the buffer's bytes times
+   * 2 · (n − 1) / n for an all-reduce of n ranks.
+   */
+  readonly busBytes?: number
   /** Results that were compared with a reference, and those that differed. */
   readonly checked: number
   readonly wrong: number
@@ -40,6 +51,7 @@ export interface BenchRow {
 export interface BenchContext {
   readonly ranks: number
   readonly threads: number
+  /** `cpu`, `cuda` or `cuda:N`. */
   readonly device: string
   readonly dtype: BenchDtype
   /** Sizes given on the command line, each as its numbers: `512x1024` → [512, 1024]. */
@@ -72,6 +84,8 @@ export interface BenchSuite {
   /** What `--sizes` means here, and the sizes taken without it. */
   readonly sizeNames: readonly string[]
   readonly defaultSizes: readonly (readonly number[])[]
+  /** Those on a GPU. */
+  readonly gpuSizes: readonly (readonly number[])[]
   /** Names that `--set` takes here. */
   readonly settingNames: readonly string[]
   run(context: BenchContext): Promise<SuiteResult>

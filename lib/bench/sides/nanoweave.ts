@@ -1,7 +1,7 @@
 /** Our side of the engine bench: the public library, as a service would use it. */
 
 import { Engine } from '../../engine/engine.ts'
-import type { CpuIsa, EngineOptions, Precision } from '../../engine/types.ts'
+import type { CpuIsa, DeviceKind, EngineOptions, Precision } from '../../engine/types.ts'
 import { EngineError } from '../../errors.ts'
 import type { LoadReply, LoadRequest, LogitsReply, RunReply, RunRequest, Side } from './protocol.ts'
 
@@ -17,7 +17,9 @@ class NanoweaveSide implements Side {
     const { settings } = request
     const start = performance.now()
     const options: EngineOptions = {
-      device: 'cpu',
+      ...(request.device.includes(':')
+        ? { devices: [request.device] }
+        : { device: request.device as DeviceKind }),
       threads: request.threads,
       tensorParallel: Number(settings.tensorParallel ?? 1),
       nanoBatches: Number(settings.nanoBatches ?? 1),

@@ -9,6 +9,8 @@ export interface LoadRequest {
   readonly kind: 'load'
   /** Checkpoint folder, or the .gguf file of a llama.cpp side. */
   readonly model: string
+  /** `cpu`, `cuda` or `cuda:N`. */
+  readonly device: string
   readonly threads: number
   /** Longest prompt plus output of one sequence, tokens. */
   readonly contextTokens: number

@@ -20,6 +20,8 @@ import {
 import { compareLogits, type LogitsComparison } from '../compare-logits.ts'
 import { DisturbanceMeter } from '../disturbance.ts'
 import { ensureGguf } from '../gguf.ts'
+import { backendOf, isVirtual, placeBench } from '../placement.ts'
+import { CHECKED_POSITIONS, checkTokens, readCheckLogits } from '../reference.ts'
 import { findPeer, installPeerCommand } from '../sides/peer.ts'
 import { SideProcess } from '../sides/process.ts'
 import type { LoadRequest, MemoryReply } from '../sides/protocol.ts'
@@ -28,8 +30,9 @@ import type { BenchContext, BenchRow, BenchSuite, Measured, SuiteResult } from '
 import { decodeMsPerToken, prefillMs } from '../timeline.ts'
 
 const SEED = 1
-const CHECKED_POSITIONS = 64
-const STEP_TOKENS = 512
+/** A GPU needs larger steps to be busy. */
+const STEP_TOKENS = { cpu: 512, cuda: 8192 } as const
+const DEFAULT_MODEL = { cpu: '0.5b', cuda: '8b' } as const
 const KV_BLOCK_TOKENS = 16
 /** Issue bound: peak RSS ≤ weights + KV + this. */
 const MEMORY_ALLOWANCE_BYTES = 200 * 2 ** 20
@@ -147,6 +150,12 @@ async function measureCase(
     name: both[index]!.name,
     ...summarize(samples[index]!.map(pick)),
   })
+  const onGpu = backendOf(context.device) === 'cuda'
+  const placement = {
+    ...(onGpu && { parameters: weightBytesPerToken(shape) / 2 }),
+    ...(onGpu &&
+      isVirtual(placeBench(context.device, context.ranks)) && { virtualRanks: true as const }),
+  }
   const unsteady = one.sequences === 1 ? countUnsteady(samples[0]!) : 0
   const row = (
     op: string,
@@ -164,6 +173,7 @@ async function measureCase(
     memoryPeak: 'read',
     computePeak: context.dtype,
     tokens,
+    ...placement,
     checked: (verified?.positions ?? 0) + context.rounds,
     wrong: (verified?.wrong ?? 0) + unsteady,
   })
@@ -192,21 +202,56 @@ function describeMemory(name: string, memory: ReturnType<typeof memoryDetails>):
   return `${name}: peak RSS ${mb(memory.peakRssBytes)} MB for ${mb(memory.weightBytes)} MB of weights and ${mb(memory.kvBytes)} MB of KV cache (weights + KV + 200 MiB = ${mb(memory.boundBytes)} MB)`
 }
 
-async function verify(sides: Sides, shape: LlamaShape): Promise<LogitsComparison | undefined> {
-  if (sides.theirs === undefined) return undefined
-  const tokens = randomTokens(CHECKED_POSITIONS, shape.vocab, 7)
-  const ours = await sides.ours.ask({ kind: 'logits', tokens })
-  const theirs = await sides.theirs.ask({ kind: 'logits', tokens })
-  return compareLogits(ours.logits, theirs.logits, shape.vocab)
+interface Verification extends LogitsComparison {
+  /** Whose logits ours were compared with. */
+  readonly reference: string
+}
+
+/** Logits of the CPU kernels, in a process that ends with the question. */
+async function cpuLogits(request: LoadRequest, tokens: readonly number[], sides: SideProcess[]) {
+  const side = new SideProcess('nanoweave')
+  sides.push(side)
+  try {
+    await side.ask({ ...request, device: 'cpu' })
+    return (await side.ask({ kind: 'logits', tokens })).logits
+  } finally {
+    await side.close()
+  }
+}
+
+/** `all` are the processes that an interrupt must end. */
+async function verify(
+  context: BenchContext,
+  sides: Sides,
+  shape: LlamaShape,
+  request: LoadRequest,
+  all: SideProcess[],
+): Promise<Verification | undefined> {
+  const tokens = checkTokens(shape.vocab)
+  const compare = async (reference: string, logits: Float32Array): Promise<Verification> => {
+    const ours = await sides.ours.ask({ kind: 'logits', tokens })
+    return { reference, ...compareLogits(ours.logits, logits, shape.vocab) }
+  }
+  if (sides.theirs !== undefined) {
+    const { logits } = await sides.theirs.ask({ kind: 'logits', tokens })
+    return compare(sides.theirs.name, logits)
+  }
+  if (backendOf(context.device) === 'cpu') return undefined
+  const recorded = readCheckLogits(request.model, shape.vocab)
+  if (recorded !== undefined) return compare('transformers', recorded)
+  return compare('the CPU kernels', await cpuLogits(request, tokens, all))
 }
 
 async function runEngineBench(context: BenchContext): Promise<SuiteResult> {
-  const shape = findShape(context.settings.get('model') ?? '0.5b')
+  const shape = findShape(context.settings.get('model') ?? DEFAULT_MODEL[backendOf(context.device)])
   const cases = context.sizes.map(parseCase)
   const directory = path.join(context.cacheDirectory, 'bench-models')
   context.log(`model ${shape.name}, ${(countParameters(shape) / 1e6).toFixed(1)} M parameters`)
-  const folder = ensureCheckpoint(shape, SEED, directory)
-  const peer = findPeer(context.cacheDirectory)
+  const folder = await ensureCheckpoint(shape, SEED, directory)
+  const backend = backendOf(context.device)
+  // Fails before minutes of loading where there is no such device.
+  placeBench(context.device, context.ranks)
+  const peer = backend === 'cpu' ? findPeer(context.cacheDirectory) : undefined
 
   const sequences = Math.max(...cases.map((one) => one.sequences))
   const contextTokens = Math.max(
@@ -216,30 +261,29 @@ async function runEngineBench(context: BenchContext): Promise<SuiteResult> {
   // One token to spare: a step may be in flight beyond the last one.
   const blocksPerSequence = Math.ceil((contextTokens + 1) / KV_BLOCK_TOKENS)
   const kvBytes = sequences * blocksPerSequence * KV_BLOCK_TOKENS * kvBytesPerToken(shape)
-  const request: Omit<LoadRequest, 'model' | 'settings'> = {
+  const settings = Object.fromEntries(context.settings)
+  const request: LoadRequest = {
     kind: 'load',
+    model: folder,
+    device: context.device,
     threads: context.threads,
     contextTokens: blocksPerSequence * KV_BLOCK_TOKENS,
     sequences,
-    batchTokens: STEP_TOKENS,
+    batchTokens: STEP_TOKENS[backend],
     kvBytes,
+    settings: { ...settings, tensorParallel: context.ranks, precision: context.dtype },
   }
-  const settings = Object.fromEntries(context.settings)
   const ours = new SideProcess('nanoweave')
   const theirs = peer === undefined ? undefined : new SideProcess('node-llama-cpp')
+  const all = theirs === undefined ? [ours] : [ours, theirs]
   const stop = () => {
-    ours.kill()
-    theirs?.kill()
+    for (const side of all) side.kill()
   }
   context.signal.addEventListener('abort', stop)
   try {
     context.signal.throwIfAborted()
     context.log('loading')
-    const about = await ours.ask({
-      ...request,
-      model: folder,
-      settings: { ...settings, tensorParallel: context.ranks, precision: context.dtype },
-    })
+    const about = await ours.ask(request)
     const peerAbout =
       peer === undefined
         ? undefined
@@ -254,8 +298,8 @@ async function runEngineBench(context: BenchContext): Promise<SuiteResult> {
           })
     context.log('verifying')
     const sides = { ours, theirs }
-    const verified = await verify(sides, shape)
-    const pids = [ours.pid, ...(theirs === undefined ? [] : [theirs.pid])]
+    const verified = await verify(context, sides, shape, request, all)
+    const pids = sides.theirs === undefined ? [ours.pid] : [ours.pid, sides.theirs.pid]
     const meter = new DisturbanceMeter(pids, context.quiet)
     const rows: BenchRow[] = []
     for (const one of cases) {
@@ -270,8 +314,8 @@ async function runEngineBench(context: BenchContext): Promise<SuiteResult> {
     const notes = [
       'prefill: sequences × prompt tokens until every sequence has its first token. decode: one step of all sequences, at the given prompt + output lengths.',
       meter.describe(),
-      describeMemory('nanoweave', memory),
     ]
+    if (backend === 'cpu') notes.push(describeMemory('nanoweave', memory))
     if (peerMemory !== undefined) notes.push(describeMemory('node-llama-cpp', peerMemory))
     if (verified === undefined) {
       notes.push(
@@ -279,7 +323,7 @@ async function runEngineBench(context: BenchContext): Promise<SuiteResult> {
       )
     } else {
       notes.push(
-        `same model: relative difference of logits ${verified.relativeError.toExponential(1)}, same top token at ${verified.sameTop} of ${verified.positions} positions, ${verified.wrong} wrong`,
+        `same model as ${verified.reference}: relative difference of logits ${verified.relativeError.toExponential(1)}, same top token at ${verified.sameTop} of ${verified.positions} positions, ${verified.wrong} wrong`,
       )
     }
     return {
@@ -291,8 +335,8 @@ async function runEngineBench(context: BenchContext): Promise<SuiteResult> {
         disturbance: { shares: meter.shares, discarded: meter.discarded },
         ...(peer !== undefined && {
           'node-llama-cpp': { version: peer.version, ...peerAbout, memory: peerMemory },
-          verification: verified,
         }),
+        ...(verified !== undefined && { verification: verified }),
       },
     }
   } finally {
@@ -304,11 +348,19 @@ async function runEngineBench(context: BenchContext): Promise<SuiteResult> {
 
 export const engineSuite: BenchSuite = {
   name: 'engine',
-  summary: 'prefill and decode of a random 0.5 B Llama-shaped bf16 model, against node-llama-cpp',
+  summary:
+    'prefill and decode of a random Llama-shaped bf16 model: 0.5 B against node-llama-cpp, on a GPU 8 B',
   sizeNames: ['sequences', 'prompt tokens', 'new tokens'],
   defaultSizes: [
     [1, 512, 64],
     [8, 128, 64],
+  ],
+  gpuSizes: [
+    [1, 128, 128],
+    [8, 128, 128],
+    [64, 128, 128],
+    [256, 128, 128],
+    [1, 8192, 8],
   ],
   settingNames: ['model', 'cpuIsa', 'nanoBatches', 'flashAttention'],
   run: runEngineBench,

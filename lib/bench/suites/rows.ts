@@ -27,7 +27,7 @@ const ADD_RMS_NORM: RowOp = { op: 'add_rms_norm', matrices: 4, flopsPerElement: 
 
 function buildProgram(context: BenchContext, { op, matrices }: RowOp, rows: number, width: number) {
   const { dtype, ranks } = context
-  const sets = countSets(matrices * matrixBytes(rows, width, dtype))
+  const sets = countSets(matrices * matrixBytes(rows, width, dtype), context.device)
   const header = { name: op, world: ranks, tp: ranks, limits: rowLimits(rows) }
   const builder = new ProgramBuilder(header)
   const weight = op === 'copy' ? -1 : builder.weight('weight', 'f32', [width], 'plain')
@@ -80,6 +80,9 @@ async function runRowOp(
       }
     }
     const step = rowsStep(rows!)
+    for (let rank = 0; rank < ranks; rank++) {
+      await runtime.poison(0, `y${sets - 1}`, rank, x.length)
+    }
     await runtime.run(0, step)
     const expected = expectedRows(op, decodeFloats(x, dtype), decodeFloats(weight, 'f32'))
     let wrong = 0
@@ -95,6 +98,7 @@ async function runRowOp(
       shape: `${rows}×${width}`,
       dtype,
       ranks,
+      ...(runtime.virtualRanks && { virtualRanks: true }),
       ours: ours!,
       bytes: ranks * matrices * rows! * width! * dtypeBytes(dtype),
       flops: ranks * flopsPerElement * rows! * width!,
@@ -113,12 +117,14 @@ function rowSuite(
   summary: string,
   ops: readonly RowOp[],
   defaultSizes: readonly (readonly number[])[],
+  gpuSizes: readonly (readonly number[])[],
 ): BenchSuite {
   return {
     name,
     summary,
     sizeNames: ['rows', 'width'],
     defaultSizes,
+    gpuSizes,
     settingNames: ['cpuIsa'],
     async run(context) {
       const meter = new OpMeter(context)
@@ -142,6 +148,11 @@ export const copySuite = rowSuite(
     [512, 1024],
     [4096, 4096],
   ],
+  [
+    [4096, 4096],
+    [16384, 8192],
+    [65536, 16384],
+  ],
 )
 
 export const rmsNormSuite = rowSuite(
@@ -153,5 +164,12 @@ export const rmsNormSuite = rowSuite(
     [64, 1024],
     [512, 1024],
     [512, 4096],
+  ],
+  [
+    [1, 4096],
+    [64, 4096],
+    [256, 8192],
+    [2048, 4096],
+    [8192, 8192],
   ],
 )

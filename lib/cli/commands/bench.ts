@@ -18,7 +18,7 @@ interface BenchFlags {
   readonly list?: true
   readonly ranks: number
   readonly threads: number
-  readonly device: 'cpu'
+  readonly device: string
   readonly dtype: 'f32' | 'bf16'
   readonly sizes?: string
   readonly rounds: number
@@ -60,18 +60,21 @@ Examples:
   nanoweave bench --list
   nanoweave bench engine --json engine.json --html engine.html
   nanoweave bench matmul --sizes 1x4096x4096,512x4096x4096
-  nanoweave bench all-reduce-rms-norm --ranks 2`
+  nanoweave bench all-reduce-rms-norm --ranks 2
+  nanoweave bench attention-decode --device cuda --sizes 32x8192`
 
 /** Suites with their sizes, for --list. */
 function formatSuites(suites: readonly BenchSuite[]): string {
   const width = Math.max(...suites.map((suite) => suite.name.length))
   const indent = ' '.repeat(width)
+  const list = (sizes: readonly (readonly number[])[]) =>
+    sizes.map((size) => size.join('x')).join(',')
   return suites
-    .map(({ name, summary, sizeNames, defaultSizes, settingNames }) => {
-      const sizes = defaultSizes.map((size) => size.join('x')).join(',')
+    .map(({ name, summary, sizeNames, defaultSizes, gpuSizes, settingNames }) => {
       return [
         `${name.padEnd(width)}  ${summary}\n`,
-        `${indent}  --sizes ${sizes}  (${sizeNames.join(' x ')})\n`,
+        `${indent}  --sizes ${list(defaultSizes)}  (${sizeNames.join(' x ')})\n`,
+        `${indent}  on a GPU ${list(gpuSizes)}\n`,
         `${indent}  --set ${settingNames.join(', ')}\n`,
       ].join('')
     })
@@ -90,6 +93,7 @@ async function runBench(
   }
   const suite = bench.findSuite(name)
   const { ranks, threads, device, dtype, rounds, quiet, cache } = flags
+  const backend = bench.backendOf(device)
   const context: BenchContext = {
     ranks,
     threads,
@@ -97,13 +101,14 @@ async function runBench(
     dtype,
     rounds,
     quiet,
-    sizes: bench.parseSizes(flags.sizes, suite),
+    sizes: bench.parseSizes(flags.sizes, suite, backend),
     settings: bench.parseSettings(flags.set, suite),
     cacheDirectory: cache,
     signal,
     log: note,
   }
-  const peaks = flags.peaks ?? path.join(cache, 'bench-peaks.json')
+  const peaksName = backend === 'cpu' ? 'bench-peaks.json' : 'bench-peaks-gpu.json'
+  const peaks = flags.peaks ?? path.join(cache, peaksName)
   const report = await bench.runSuite(suite, context, peaks)
   const document = `${JSON.stringify(report, null, 2)}\n`
   await writeOut(flags.json === '-' ? document : bench.formatReport(report))
@@ -129,7 +134,7 @@ export function registerBench(program: Command, { signal }: Interrupt): void {
       parseCount,
       os.availableParallelism(),
     )
-    .addOption(new Option('--device <D>', 'where to run').choices(['cpu']).default('cpu'))
+    .option('--device <D>', 'cpu, cuda (ranks go round the GPUs) or cuda:N (all on one)', 'cpu')
     .addOption(
       new Option('--dtype <D>', 'of the operands').choices(['f32', 'bf16']).default('bf16'),
     )
@@ -138,7 +143,7 @@ export function registerBench(program: Command, { signal }: Interrupt): void {
     .option('--quiet <SHARE>', 'repeat what others disturbed more than this, 0..1', parseShare)
     .option('--set <NAME=VALUE...>', 'settings of one suite', [])
     .option('--cache <FOLDER>', 'bench models and peers', 'build')
-    .option('--peaks <FILE>', 'ceilings of this machine (default: bench-peaks.json in the cache)')
+    .option('--peaks <FILE>', 'ceilings of the device (default: in the cache)')
     .option('--json <FILE>', 'write the report as JSON')
     .option('--html <FILE>', 'write the report as one HTML page')
     .addHelpText('after', examples)
