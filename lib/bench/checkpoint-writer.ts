@@ -3,12 +3,10 @@
 import { closeSync, openSync } from 'node:fs'
 import { type WriteRequest, writeTensors } from './checkpoint.ts'
 
-process.once('message', ({ file, base, shape, seed, indexes }: WriteRequest) => {
-  const fd = openSync(file, 'r+')
-  try {
-    writeTensors(fd, base, shape, seed, indexes)
-  } finally {
-    closeSync(fd)
-  }
-  process.disconnect()
-})
+const { file, base, shape, seed, indexes }: WriteRequest = JSON.parse(process.argv[2]!)
+const fd = openSync(file, 'r+')
+try {
+  writeTensors(fd, base, shape, seed, indexes)
+} finally {
+  closeSync(fd)
+}

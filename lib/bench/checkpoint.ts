@@ -284,18 +284,17 @@ function defaultWriters(bytes: number): number {
   return bytes < PARALLEL_BYTES ? 1 : Math.min(MAX_WRITERS, os.availableParallelism())
 }
 
-/** writer.ts when run from sources, writer.js when compiled. */
+/** .ts when run from sources, .js when compiled. */
 function writerScript(): string {
   return fileURLToPath(import.meta.url).replace(/checkpoint\.(ts|js)$/, 'checkpoint-writer.$1')
 }
 
 function runWriter(request: WriteRequest): Promise<void> {
   const script = writerScript()
-  const child = fork(script, [], {
+  const child = fork(script, [JSON.stringify(request)], {
     execArgv: script.endsWith('.ts') ? ['--import', 'tsx'] : [],
     stdio: ['ignore', 2, 2, 'ipc'],
   })
-  child.send(request)
   return new Promise((resolve, reject) => {
     child.on('error', reject)
     child.on('exit', (status, signal) => {
@@ -306,7 +305,7 @@ function runWriter(request: WriteRequest): Promise<void> {
   })
 }
 
-/** What a writer process is sent. */
+/** What a writer process is told, as JSON. */
 export interface WriteRequest {
   readonly file: string
   readonly base: number
