@@ -96,6 +96,39 @@ describe.each(kinds)('%s against the reference', (kind) => {
   })
 })
 
+describe('in the background', () => {
+  const long = 'Once upon a time there was a fox named Ada. 12 + 7 = 19. <|end|> Zoë 🦊\n'.repeat(
+    200,
+  )
+
+  it.each(kinds)('%s gives the same ids, with the event loop free', async (kind) => {
+    const tokenizer = await load(join('test/fixtures/tokenizers', kind))
+    let turns = 0
+    const timer = setInterval(() => turns++, 1)
+    try {
+      const options = [{}, { addBos: true }]
+      const ids = await Promise.all(options.map((each) => tokenizer.encodeInBackground(long, each)))
+      expect(turns).toBeGreaterThan(0)
+      expect(ids).toEqual(options.map((each) => tokenizer.encode(long, each)))
+      expect(await tokenizer.encodeInBackground('short')).toEqual(tokenizer.encode('short'))
+    } finally {
+      clearInterval(timer)
+      await tokenizer.close()
+    }
+  })
+
+  it('ends with close: what waits gets ERR_CLOSED', async () => {
+    const tokenizer = await load('models/tiny-dense')
+    await tokenizer.warmUp()
+    const pending = [tokenizer.encodeInBackground(long), tokenizer.encodeInBackground(long)]
+    const settled = Promise.allSettled(pending)
+    await tokenizer.close()
+    for (const result of await settled)
+      expect(result).toMatchObject({ status: 'rejected', reason: { code: 'ERR_CLOSED' } })
+    await expect(tokenizer.encodeInBackground(long)).rejects.toMatchObject({ code: 'ERR_CLOSED' })
+  })
+})
+
 describe('special tokens named in tokenizer_config.json', () => {
   it('are special though tokenizer.json does not list them, and are found in text', async () => {
     const folder = await mkdtemp(join(scratch, 'named-'))

@@ -175,7 +175,7 @@ export async function assembleEngine(
       eosTokenIds: (defaults.eosTokenIds ?? model.eosTokenIds).filter((id) => id < model.vocabSize),
     }
   } catch (error) {
-    await Promise.allSettled([runtime?.close(), chatTemplate?.close()])
+    await Promise.allSettled([runtime?.close(), chatTemplate?.close(), tokenizer?.close()])
     throw error === callbackError ? error : toEngineError(error)
   }
 }

@@ -107,6 +107,15 @@ export class Engine implements AsyncDisposable {
   }
 
   /**
+   * Starts what otherwise starts with the first request that needs it: the process that renders chat
+   * templates and the thread that tokenizes long texts.
+   */
+  async warmUp(): Promise<void> {
+    this.#requireOpen()
+    await Promise.all([this.#parts.chatTemplate?.warmUp(), this.#parts.tokenizer?.warmUp()])
+  }
+
+  /**
    * Streams an output. Work begins with the first `next()`; leaving the loop cancels the request.
    * The iterator rejects with an EngineError: ERR_ABORTED, ERR_DEADLINE, ERR_QUEUE_FULL, …
    */
@@ -291,6 +300,7 @@ export class Engine implements AsyncDisposable {
     const results = await Promise.allSettled([
       this.#parts.runtime.close(),
       this.#parts.chatTemplate?.close(),
+      this.#parts.tokenizer?.close(),
     ])
     for (const result of results)
       if (result.status === 'rejected') throw toEngineError(result.reason)

@@ -38,13 +38,13 @@ export async function promptTokens(
     if (typeof request.prompt !== 'string')
       throw new EngineError('ERR_USAGE', 'prompt must be a string')
     requireLength(request.prompt, context)
-    const tokens = tokenizer.encode(request.prompt, { addBos: true })
+    const tokens = await tokenizer.encodeInBackground(request.prompt, { addBos: true })
     return checkTokens(tokens, context.vocabSize)
   }
   const rendered = await renderMessages(request, context)
   requireLength(rendered, context)
   // The template writes the beginning-of-sequence token itself.
-  return checkTokens(tokenizer.encode(rendered, { addBos: false }), context.vocabSize)
+  return checkTokens(await tokenizer.encodeInBackground(rendered), context.vocabSize)
 }
 
 async function renderMessages(request: GenerateRequest, context: PromptContext): Promise<string> {

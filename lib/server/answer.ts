@@ -5,13 +5,14 @@
 
 import type { GenerateChunk, Usage } from '../engine/types.ts'
 
+/** Events are JSON texts: most of one is the same for a whole stream, and is written out once. */
 export interface Answer {
   /** Events before the first token. */
-  open(): readonly object[]
+  open(): readonly string[]
   /** Takes a chunk of a choice; the events it becomes, none when the answer is not streamed. */
-  push(index: number, chunk: GenerateChunk): readonly object[]
+  push(index: number, chunk: GenerateChunk): readonly string[]
   /** The event with the usage, after all choices have ended. */
-  usageEvent(usage: Usage): object
+  usageEvent(usage: Usage): string
   /** The whole answer. */
   body(usage: Usage): object
 }
@@ -21,6 +22,11 @@ export interface AnswerHeader {
   readonly created: number
   readonly model: string
   readonly system_fingerprint: string
+}
+
+/** An object without its closing brace, so that more members can follow as text. */
+export function openJson(members: object): string {
+  return JSON.stringify(members).slice(0, -1)
 }
 
 export function usageBody(usage: Usage): object {

@@ -9,6 +9,7 @@ import type { Tokenizer } from '../tokenizer/index.ts'
 import {
   type Answer,
   type AnswerHeader,
+  openJson,
   usageBody,
   type WireFinishReason,
   wireFinishReason,
@@ -54,10 +55,15 @@ type Delta = Readonly<Record<string, unknown>>
 
 export class ChatAnswer implements Answer {
   readonly #options: ChatAnswerOptions
+  /** What every event of the stream begins and ends with. */
+  readonly #eventHead: string
+  readonly #eventTail: string
   readonly #choices: readonly ChoiceState[]
 
   constructor(options: ChatAnswerOptions) {
     this.#options = options
+    this.#eventHead = `${openJson(this.#header('chat.completion.chunk'))},"choices":`
+    this.#eventTail = options.includeUsage ? ',"usage":null}' : '}'
     this.#choices = Array.from({ length: options.numChoices }, () => ({
       parser: options.createParser(),
       content: '',
@@ -70,13 +76,13 @@ export class ChatAnswer implements Answer {
     }))
   }
 
-  open(): readonly object[] {
+  open(): readonly string[] {
     return this.#choices.map((choice, index) =>
       this.#event(choice, index, { role: 'assistant', content: '' }),
     )
   }
 
-  push(index: number, chunk: GenerateChunk): readonly object[] {
+  push(index: number, chunk: GenerateChunk): readonly string[] {
     const choice = this.#choices[index]
     const isLast = chunk.finishReason !== undefined
     const parts = choice.parser.push(this.#visibleText(chunk))
@@ -96,8 +102,8 @@ export class ChatAnswer implements Answer {
     return events
   }
 
-  usageEvent(usage: Usage): object {
-    return { ...this.#header('chat.completion.chunk'), choices: [], usage: usageBody(usage) }
+  usageEvent(usage: Usage): string {
+    return `${this.#eventHead}[],"usage":${JSON.stringify(usageBody(usage))}}`
   }
 
   body(usage: Usage): object {
@@ -127,14 +133,15 @@ export class ChatAnswer implements Answer {
     return { id, object, created, model, system_fingerprint }
   }
 
-  #event(choice: ChoiceState, index: number, delta: Delta, finishReason: string | null = null) {
-    return {
-      ...this.#header('chat.completion.chunk'),
-      choices: [
-        { index, delta, logprobs: this.#takeLogprobs(choice), finish_reason: finishReason },
-      ],
-      ...(this.#options.includeUsage && { usage: null }),
-    }
+  #event(
+    choice: ChoiceState,
+    index: number,
+    delta: Delta,
+    finishReason: string | null = null,
+  ): string {
+    const logprobs = JSON.stringify(this.#takeLogprobs(choice))
+    const reason = JSON.stringify(finishReason)
+    return `${this.#eventHead}[{"index":${index},"delta":${JSON.stringify(delta)},"logprobs":${logprobs},"finish_reason":${reason}}]${this.#eventTail}`
   }
 
   #finishReason(choice: ChoiceState): string {

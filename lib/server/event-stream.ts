@@ -4,6 +4,7 @@
  */
 
 import type { ServerResponse } from 'node:http'
+import type { Socket } from 'node:net'
 
 export interface EventStreamOptions {
   readonly headers: Readonly<Record<string, string>>
@@ -16,6 +17,11 @@ const MAX_WRITE = 65_536
 
 export class EventStream {
   readonly #response: ServerResponse
+  /**
+   * Chunks of HTTP are framed here and written as one piece: the response would take three writes for
+   * each. Undefined where it has no connection yet (requests in a pipeline) or sends no chunks (HTTP/1.0).
+   */
+  readonly #socket: Socket | undefined
   readonly #stalledMs: number
   readonly #ping: NodeJS.Timeout
   #drained: Promise<void> | undefined
@@ -32,25 +38,36 @@ export class EventStream {
       'x-accel-buffering': 'no',
     })
     response.flushHeaders()
+    this.#socket = response.chunkedEncoding ? (response.socket ?? undefined) : undefined
     this.#ping = setInterval(() => {
       if (this.#drained === undefined) this.#write(': ping\n\n')
     }, options.pingMs)
     response.once('close', () => clearInterval(this.#ping))
   }
 
-  /** Writes nothing while the client is behind; resolves when there is room, or it is gone. */
-  async send(events: readonly object[]): Promise<void> {
+  /**
+   * Writes nothing while the client is behind. A promise, where the caller should wait: it resolves
+   * when there is room, or the client is gone.
+   */
+  send(events: readonly string[]): Promise<void> | undefined {
+    if (events.length === 0) return undefined
+    const isShort = events.length === 1 && events[0].length < MAX_WRITE
+    if (!isShort || this.#drained !== undefined) return this.#sendInPieces(events)
+    this.#write(`data: ${events[0]}\n\n`)
+    return this.#drained
+  }
+
+  async #sendInPieces(events: readonly string[]): Promise<void> {
     let text = ''
     for (const event of events) {
-      text += `data: ${JSON.stringify(event)}\n\n`
+      text += `data: ${event}\n\n`
       if (text.length < MAX_WRITE) continue
       await this.#drained
       this.#write(text)
       text = ''
     }
-    if (text === '') return
     await this.#drained
-    this.#write(text)
+    if (text !== '') this.#write(text)
     await this.#drained
   }
 
@@ -62,19 +79,25 @@ export class EventStream {
   }
 
   #write(text: string): void {
-    const response = this.#response
-    if (response.destroyed || response.write(text)) return
+    if (this.#response.destroyed || this.#writeText(text)) return
+    const source = this.#socket ?? this.#response
     this.#drained ??= new Promise((resolve) => {
-      const timer = setTimeout(() => response.destroy(), this.#stalledMs)
+      const timer = setTimeout(() => this.#response.destroy(), this.#stalledMs)
       const settle = () => {
         clearTimeout(timer)
-        response.off('drain', settle)
-        response.off('close', settle)
+        source.off('drain', settle)
+        this.#response.off('close', settle)
         this.#drained = undefined
         resolve()
       }
-      response.once('drain', settle)
-      response.once('close', settle)
+      source.once('drain', settle)
+      this.#response.once('close', settle)
     })
+  }
+
+  /** False: the client is behind. */
+  #writeText(text: string): boolean {
+    if (this.#socket === undefined) return this.#response.write(text)
+    return this.#socket.write(`${Buffer.byteLength(text).toString(16)}\r\n${text}\r\n`)
   }
 }

@@ -21,7 +21,7 @@ export interface RunChoices {
   /** Every leader is queued: from here on a failure is not a refusal. */
   readonly onAdmitted: () => void
   /** Nothing more of this choice is read until it resolves. */
-  readonly onChunk: (choice: Choice, chunk: GenerateChunk) => Promise<void> | void
+  readonly onChunk: (choice: Choice, chunk: GenerateChunk) => Promise<void> | undefined
 }
 
 /** Resolves when all have ended; rejects with the first failure, after all have ended. */
@@ -51,7 +51,8 @@ export async function runChoices(
     })
     for await (const chunk of stream) {
       firstToken.resolve()
-      await onChunk(choice, chunk)
+      const taken = onChunk(choice, chunk)
+      if (taken !== undefined) await taken
     }
   }
   await Promise.all(

@@ -5,6 +5,7 @@ import type { Tokenizer } from '../tokenizer/index.ts'
 import {
   type Answer,
   type AnswerHeader,
+  openJson,
   usageBody,
   type WireFinishReason,
   wireFinishReason,
@@ -31,10 +32,15 @@ interface ChoiceState {
 
 export class TextAnswer implements Answer {
   readonly #options: TextAnswerOptions
+  /** What every event of the stream begins and ends with. */
+  readonly #eventHead: string
+  readonly #eventTail: string
   readonly #choices: readonly ChoiceState[]
 
   constructor(options: TextAnswerOptions) {
     this.#options = options
+    this.#eventHead = `${openJson(this.#header())},"choices":`
+    this.#eventTail = options.includeUsage ? ',"usage":null}' : '}'
     this.#choices = Array.from({ length: options.numChoices }, () => ({
       text: '',
       offset: 0,
@@ -43,11 +49,11 @@ export class TextAnswer implements Answer {
     }))
   }
 
-  open(): readonly object[] {
+  open(): readonly string[] {
     return []
   }
 
-  push(index: number, chunk: GenerateChunk): readonly object[] {
+  push(index: number, chunk: GenerateChunk): readonly string[] {
     const choice = this.#choices[index]
     const { logprobs = [] } = chunk
     for (const logprob of logprobs) choice.logprobs.push(logprob)
@@ -59,7 +65,7 @@ export class TextAnswer implements Answer {
       choice.text += chunk.text
       return []
     }
-    const events: object[] = []
+    const events: string[] = []
     if (chunk.text !== '' || (reason !== undefined && choice.logprobs.length > 0))
       events.push(this.#event(index, chunk.text, this.#takeLogprobs(choice), null))
     choice.offset += chunk.text.length
@@ -67,8 +73,8 @@ export class TextAnswer implements Answer {
     return events
   }
 
-  usageEvent(usage: Usage): object {
-    return { ...this.#header(), choices: [], usage: usageBody(usage) }
+  usageEvent(usage: Usage): string {
+    return `${this.#eventHead}[],"usage":${JSON.stringify(usageBody(usage))}}`
   }
 
   body(usage: Usage): object {
@@ -86,12 +92,14 @@ export class TextAnswer implements Answer {
     return { id, object: 'text_completion', created, model, system_fingerprint }
   }
 
-  #event(index: number, text: string, logprobs: object | null, finishReason: string | null) {
-    return {
-      ...this.#header(),
-      choices: [{ index, text, logprobs, finish_reason: finishReason }],
-      ...(this.#options.includeUsage && { usage: null }),
-    }
+  #event(
+    index: number,
+    text: string,
+    logprobs: object | null,
+    finishReason: string | null,
+  ): string {
+    const choice = { index, text, logprobs, finish_reason: finishReason }
+    return `${this.#eventHead}[${JSON.stringify(choice)}]${this.#eventTail}`
   }
 
   #takeLogprobs(choice: ChoiceState): object | null {

@@ -243,6 +243,9 @@ export async function loadChatTemplate(folder: string): Promise<ChatTemplate | u
       checkRequest(request)
       return renderer.render(request)
     },
+    async warmUp() {
+      await renderer.render({ template: '', variables: {}, limits })
+    },
     close: () => renderer.close(),
   }
 }

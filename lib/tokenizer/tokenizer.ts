@@ -6,6 +6,7 @@
 import { Tokenizer as Encoder } from '@huggingface/tokenizers'
 import { EngineError } from '../errors.ts'
 import type { JsonObject } from '../weights/json.ts'
+import { BackgroundEncoder } from './background-encoder.ts'
 import { compileDecoder, type DecoderPlan, startDecoder } from './decoder.ts'
 import { type AddedToken, readTokenizerConfig, type TokenizerConfig } from './tokenizer-config.ts'
 import { readTokenizerFile } from './tokenizer-file.ts'
@@ -63,6 +64,9 @@ function mergeAddedTokens(file: JsonObject, config: TokenizerConfig): JsonObject
 
 const maxAddedTokenId = 1 << 22
 
+/** Characters. About a millisecond's work for each thousand; a thread costs a tenth of one. */
+const minBackgroundLength = 4096
+
 function createDetokenizer(
   plan: DecoderPlan,
   pieceOf: (id: number) => string | undefined,
@@ -93,8 +97,8 @@ function createTokenizer(file: JsonObject, config: TokenizerConfig): Tokenizer {
   const plan = compileDecoder(file.decoder)
   const pieces = readPieces(file, tokens)
   const special = new Set(tokens.filter((token) => token.special).map((token) => token.id))
-  const encoder = new Encoder(
-    {
+  const files = {
+    file: {
       normalizer: null,
       pre_tokenizer: null,
       post_processor: null,
@@ -102,8 +106,10 @@ function createTokenizer(file: JsonObject, config: TokenizerConfig): Tokenizer {
       decoder: null,
       added_tokens: addedTokens,
     },
-    { eos_token: config.specialTokens.eos_token },
-  )
+    config: { eos_token: config.specialTokens.eos_token },
+  }
+  const encoder = new Encoder(files.file, files.config)
+  const background = new BackgroundEncoder(files)
   const bosToken = config.specialTokens.bos_token
   const bosId = bosToken === undefined ? -1 : pieces.indexOf(bosToken)
 
@@ -115,24 +121,35 @@ function createTokenizer(file: JsonObject, config: TokenizerConfig): Tokenizer {
         : (id) => (special.has(id) ? undefined : pieces[id]),
     )
 
+  /** Characters that the vocabulary has no token for, and no unknown token either, drop out. */
+  const complete = (encoded: readonly number[], addBos: boolean): number[] => {
+    const ids = encoded.filter((id) => Number.isInteger(id))
+    if (addBos && config.addBosToken && bosId >= 0 && ids[0] !== bosId) ids.unshift(bosId)
+    return ids
+  }
+
+  const encode = (text: string, { addBos = false }: EncodeOptions = {}): number[] => {
+    try {
+      return complete(encoder.encode(text, { add_special_tokens: addBos }).ids, addBos)
+    } catch (cause) {
+      const reason = (cause as Error).message
+      throw new EngineError('ERR_TOKENIZER', `the text cannot be tokenized: ${reason}`, { cause })
+    }
+  }
+
   return {
     vocabSize: pieces.length,
     isSpecial: (id) => special.has(id),
-    encode(text: string, options: EncodeOptions = {}) {
-      let ids: number[]
-      try {
-        ids = encoder.encode(text, { add_special_tokens: options.addBos === true }).ids
-      } catch (cause) {
-        const reason = (cause as Error).message
-        throw new EngineError('ERR_TOKENIZER', `the text cannot be tokenized: ${reason}`, { cause })
-      }
-      // Characters that the vocabulary has no token for, and no unknown token either, drop out.
-      ids = ids.filter((id) => Number.isInteger(id))
-      if (options.addBos === true && config.addBosToken && bosId >= 0 && ids[0] !== bosId) {
-        ids.unshift(bosId)
-      }
-      return ids
+    encode,
+    async encodeInBackground(text, options = {}) {
+      if (text.length < minBackgroundLength) return encode(text, options)
+      const addBos = options.addBos === true
+      return complete(await background.encode(text, addBos), addBos)
     },
+    async warmUp() {
+      await background.encode('', false)
+    },
+    close: () => background.close(),
     decode(ids, options) {
       const stream = detokenizer(options)
       return stream.push(ids) + stream.finish()

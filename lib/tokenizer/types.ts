@@ -16,6 +16,12 @@ export interface DecodeOptions {
 export interface Tokenizer {
   /** Token ids of `text`; special tokens written out in it become their ids. */
   encode(text: string, options?: EncodeOptions): number[]
+  /** The same, without holding up the event loop for long: long texts go to another thread. */
+  encodeInBackground(text: string, options?: EncodeOptions): Promise<number[]>
+  /** Starts that thread, which otherwise starts with the first long text. */
+  warmUp(): Promise<void>
+  /** Ends that thread, if it was started. */
+  close(): Promise<void>
   /** Text of `ids`; ids that no token has are left out, as in the reference implementation. */
   decode(ids: readonly number[], options?: DecodeOptions): string
   /** Largest token id + 1. A model's logits may be wider (padding). */
@@ -52,6 +58,8 @@ export interface RenderOptions {
 
 export interface ChatTemplate {
   render(messages: readonly ChatMessage[], options?: RenderOptions): Promise<string>
+  /** Starts the renderer's process, which otherwise starts with the first render. */
+  warmUp(): Promise<void>
   /** Ends the renderer's process, if one was started. */
   close(): Promise<void>
 }

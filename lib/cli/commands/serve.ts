@@ -84,6 +84,7 @@ async function runServe(model: string, flags: ServeFlags, interrupt: Interrupt):
       ...(flags.reasoning !== undefined && { reasoning: flags.reasoning }),
     })
     try {
+      await engine.warmUp()
       const address = await server.listen(flags.port, flags.host)
       note(`nanoweave: ${server.modelName} at ${address}`)
       await aborted(signal)

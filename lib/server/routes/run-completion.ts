@@ -104,7 +104,7 @@ async function fail(
   const isGone = signal.aborted && reply.raw.destroyed
   if (isGone) return
   request.log.warn({ err: error, code: apiError.code }, 'stream ended by an error')
-  await stream.send([apiError.body])
+  await stream.send([JSON.stringify(apiError.body)])
   stream.end(undefined)
 }
 

@@ -34,7 +34,7 @@ async function tokenize(context: ServerContext, body: TokenizeBody): Promise<rea
   if (prompt !== undefined) {
     requireFits(context, prompt.length, 'prompt')
     const addBos = body.add_special_tokens !== false
-    return requireTokenizer(context).encode(prompt, { addBos })
+    return requireTokenizer(context).encodeInBackground(prompt, { addBos })
   }
   return context.engine.tokenize(
     given<GenerateRequest>({
