@@ -71,6 +71,13 @@ export interface EngineFlags {
   readonly deterministic?: boolean
   readonly maxModelLen?: number
   readonly kvCacheBytes?: number
+  readonly hostKvBytes?: number
+  readonly schedule?: string
+  readonly budget?: string
+  readonly admission?: string
+  readonly preemption?: string
+  readonly tpotTarget?: number
+  readonly eventLog?: string
   readonly threads?: number
 }
 
@@ -89,6 +96,13 @@ export function addEngineOptions(command: Command): Command {
     .option('--deterministic', 'results independent of the batch')
     .option('--max-model-len <N>', 'longest prompt and output, tokens', parsePositive)
     .option('--kv-cache-bytes <N>', 'size of the KV cache: 2000000000, 2GB, 2GiB', parseBytes)
+    .option('--host-kv-bytes <N>', 'host memory for the KV of preempted requests', parseBytes)
+    .option('--schedule <POLICY>', 'who waits least: fcfs, priority, shortest-remaining, …')
+    .option('--budget <POLICY>', 'tokens of a step: fixed, dense, milliseconds')
+    .option('--admission <POLICY>', 'who may start: projected-peak, prompt-fits')
+    .option('--preemption <HOW>', 'auto, recompute, swap')
+    .option('--tpot-target <MS>', 'time per output token, for --budget milliseconds', parseNumber)
+    .option('--event-log <FILE>', 'write what the scheduler sees, prompts included, for replay')
     .option('--threads <N>', 'CPU threads of all ranks together', parsePositive)
 }
 
@@ -105,6 +119,13 @@ export function readEngineOptions(flags: EngineFlags): EngineOptions {
     deterministic: same.deterministic,
     maxModelLen: same.maxModelLen,
     kvCacheBytes: same.kvCacheBytes,
+    hostKvBytes: same.hostKvBytes,
+    schedulerPolicy: same.schedule,
+    stepBudget: same.budget,
+    admission: same.admission,
+    preemption: same.preemption,
+    tpotTargetMs: same.tpotTarget,
+    eventLog: same.eventLog,
     threads: same.threads,
   }
   return withoutUndefined(named) as EngineOptions

@@ -9,6 +9,7 @@ import { checkLayout, compileModel, loadModel, modelFootprint } from '../models/
 import type { LoadProgress, NativeBinding, NativeRuntime } from '../native/binding.ts'
 import { toEngineError } from '../native/load.ts'
 import type { Lane, Program } from '../program/types.ts'
+import type { CostPrior } from '../scheduler/costs.ts'
 import { createPolicy } from '../scheduler/policies/index.ts'
 import type { SchedulingPolicy } from '../scheduler/policy.ts'
 import {
@@ -17,7 +18,9 @@ import {
   loadTokenizer,
   type Tokenizer,
 } from '../tokenizer/index.ts'
+import { costPrior } from './cost-prior.ts'
 import { placeRanks } from './devices.ts'
+import { EventLogFile } from './event-log.ts'
 import { type GenerationDefaults, readGenerationDefaults } from './generation-config.ts'
 import { computeSizes, requireMemory, type Sizes, type SizingInput } from './sizing.ts'
 import type { CpuIsa, EngineInfo, EngineOptions, ProgramSummary } from './types.ts'
@@ -32,6 +35,8 @@ export interface EngineParts {
   readonly pipelineDepth: number
   readonly prefixCache: boolean
   readonly policy: SchedulingPolicy
+  readonly costPrior: CostPrior
+  readonly eventLog: EventLogFile | undefined
   readonly tpotTargetMs: number | undefined
   readonly starvationMs: number | undefined
   readonly tokenizer: Tokenizer | undefined
@@ -59,6 +64,7 @@ interface CheckedOptions {
   readonly policy: SchedulingPolicy
   readonly tpotTargetMs: number | undefined
   readonly starvationMs: number | undefined
+  readonly eventLog: string | undefined
 }
 
 /** Throws what loadModel, computeSizes and compileModel throw; ERR_USAGE for options; ERR_ABORTED. */
@@ -105,6 +111,7 @@ export async function assembleEngine(
       blockSize: sizes.blockSize,
       maxBlocksPerSeq: sizes.maxBlocksPerSeq,
       numSlots: sizes.numSlots,
+      numHostBlocks: sizes.numHostBlocks,
     },
     maxModelLen: sizes.maxModelLen,
   })
@@ -113,6 +120,7 @@ export async function assembleEngine(
   const tokenizer = await loadTokenizer(model.folder)
   const chatTemplate = await loadChatTemplate(model.folder)
   let runtime: NativeRuntime | undefined
+  let eventLog: EventLogFile | undefined
   let callbackError: unknown
   const onProgress = (progress: LoadProgress) => {
     try {
@@ -123,6 +131,7 @@ export async function assembleEngine(
   }
   try {
     throwIfAborted(options.signal)
+    if (checked.eventLog !== undefined) eventLog = await EventLogFile.open(checked.eventLog)
     runtime = new binding.Runtime({
       ranks: devices.map(({ name }) => ({ device: name })),
       tp: tensorParallel,
@@ -167,6 +176,8 @@ export async function assembleEngine(
       pipelineDepth: checked.pipelineDepth,
       prefixCache: checked.prefixCache,
       policy: checked.policy,
+      eventLog,
+      costPrior: costPrior(backend, footprint, world, sizes.blockSize),
       tpotTargetMs: checked.tpotTargetMs,
       starvationMs: checked.starvationMs,
       tokenizer,
@@ -175,7 +186,12 @@ export async function assembleEngine(
       eosTokenIds: (defaults.eosTokenIds ?? model.eosTokenIds).filter((id) => id < model.vocabSize),
     }
   } catch (error) {
-    await Promise.allSettled([runtime?.close(), chatTemplate?.close(), tokenizer?.close()])
+    await Promise.allSettled([
+      runtime?.close(),
+      chatTemplate?.close(),
+      tokenizer?.close(),
+      eventLog?.close(),
+    ])
     throw error === callbackError ? error : toEngineError(error)
   }
 }
@@ -204,6 +220,7 @@ function checkOptions(options: EngineOptions): CheckedOptions {
     }),
     tpotTargetMs: duration(options.tpotTargetMs, 'tpotTargetMs'),
     starvationMs: duration(options.starvationMs, 'starvationMs'),
+    eventLog: fileName(options.eventLog, 'eventLog'),
   }
 }
 
@@ -239,6 +256,12 @@ function duration(value: number | undefined, option: string): number | undefined
   if (value === undefined) return undefined
   if (!(typeof value === 'number' && value > 0 && value < Number.POSITIVE_INFINITY))
     throw new EngineError('ERR_USAGE', `${option} must be a number of milliseconds above 0`)
+  return value
+}
+
+function fileName(value: string | undefined, option: string): string | undefined {
+  if (value !== undefined && (typeof value !== 'string' || value === ''))
+    throw new EngineError('ERR_USAGE', `${option} must be the path of a file`)
   return value
 }
 

@@ -8,11 +8,14 @@ import { randomBytes } from 'node:crypto'
 import { fileURLToPath } from 'node:url'
 import { EngineError } from '../errors.ts'
 import { loadBinding, toEngineError } from '../native/load.ts'
+import type { SchedulerConfig } from '../scheduler/config.ts'
+import { createEventRecorder, logConfig } from '../scheduler/event-log.ts'
 import { Scheduler } from '../scheduler/scheduler.ts'
 import type { Sequence } from '../scheduler/sequence.ts'
 import type { Tokenizer } from '../tokenizer/index.ts'
 import { assembleEngine, type EngineParts } from './assemble.ts'
 import { type ControlOptions, RequestControl } from './control.ts'
+import { hashPlanWords } from './event-log.ts'
 import { JobFactory } from './job-factory.ts'
 import type { GenerateSink, Job, PromptSink } from './jobs.ts'
 import { checkEngineOptions, checkGenerateRequest, checkScoreOptions } from './known-options.ts'
@@ -66,21 +69,7 @@ export class Engine implements AsyncDisposable {
     const { sizes } = parts
     this.info = parts.info
     this.#parts = parts
-    this.#scheduler = new Scheduler({
-      maxNumSeqs: sizes.maxNumSeqs,
-      maxNumBatchedTokens: sizes.maxNumBatchedTokens,
-      maxRows: sizes.maxRows,
-      maxModelLen: sizes.maxModelLen,
-      numBlocks: sizes.numBlocks,
-      blockSize: sizes.blockSize,
-      numSlots: sizes.numSlots,
-      maxWaiting: sizes.maxWaiting,
-      prefixCache: parts.prefixCache,
-      policy: parts.policy,
-      ...(parts.tpotTargetMs !== undefined && { tpotTargetMs: parts.tpotTargetMs }),
-      ...(parts.starvationMs !== undefined && { starvationMs: parts.starvationMs }),
-      cacheKey: new Int32Array(new Uint8Array(randomBytes(16)).buffer),
-    })
+    this.#scheduler = new Scheduler(schedulerConfig(parts))
     this.#jobs = new JobFactory(parts, {
       cacheRoot: (salt) => this.#scheduler.prefixCache.root(this.info.folder, salt),
       program: (name) => this.#scheduler.program(name),
@@ -267,6 +256,10 @@ export class Engine implements AsyncDisposable {
         used: blocks.numUsed,
         pinned: counters.pinnedBlocks,
       },
+      hostBlocks: {
+        total: this.#parts.sizes.numHostBlocks,
+        used: counters.hostBlocksUsed,
+      },
       steps: this.#loop.numSteps,
       stepsInFlight: this.#loop.stepsInFlight,
       promptTokens: this.#promptTokens,
@@ -275,6 +268,8 @@ export class Engine implements AsyncDisposable {
       prefixQueries: counters.prefixQueries,
       prefixHits: counters.prefixHits,
       preemptions: counters.preemptions,
+      swapsOut: counters.swapsOut,
+      swapsIn: counters.swapsIn,
       finished: { ...this.#finished },
       ...(failure !== undefined && { failed: failure.code }),
     }
@@ -301,6 +296,7 @@ export class Engine implements AsyncDisposable {
       this.#parts.runtime.close(),
       this.#parts.chatTemplate?.close(),
       this.#parts.tokenizer?.close(),
+      this.#parts.eventLog?.close(),
     ])
     for (const result of results)
       if (result.status === 'rejected') throw toEngineError(result.reason)
@@ -372,6 +368,31 @@ export class Engine implements AsyncDisposable {
       decisions: sequence.decisions.map((decision) => ({ ...decision })),
     }
   }
+}
+
+function schedulerConfig(parts: EngineParts): SchedulerConfig {
+  const { sizes, eventLog } = parts
+  const config: SchedulerConfig = {
+    maxNumSeqs: sizes.maxNumSeqs,
+    maxNumBatchedTokens: sizes.maxNumBatchedTokens,
+    maxRows: sizes.maxRows,
+    maxModelLen: sizes.maxModelLen,
+    numBlocks: sizes.numBlocks,
+    blockSize: sizes.blockSize,
+    numSlots: sizes.numSlots,
+    maxWaiting: sizes.maxWaiting,
+    numHostBlocks: sizes.numHostBlocks,
+    costPrior: parts.costPrior,
+    prefixCache: parts.prefixCache,
+    policy: parts.policy,
+    ...(parts.tpotTargetMs !== undefined && { tpotTargetMs: parts.tpotTargetMs }),
+    ...(parts.starvationMs !== undefined && { starvationMs: parts.starvationMs }),
+    cacheKey: new Int32Array(new Uint8Array(randomBytes(16)).buffer),
+  }
+  if (eventLog === undefined) return config
+  eventLog.write(logConfig(config))
+  const observer = createEventRecorder(hashPlanWords, (event) => eventLog.write(event))
+  return { ...config, observer }
 }
 
 function closedError(): EngineError {

@@ -21,6 +21,7 @@ const ENGINE_OPTIONS: Names<EngineOptions> = {
   maxNumSeqs: true,
   maxNumBatchedTokens: true,
   kvCacheBytes: true,
+  hostKvBytes: true,
   maxWaiting: true,
   threads: true,
   prefixCache: true,
@@ -33,6 +34,7 @@ const ENGINE_OPTIONS: Names<EngineOptions> = {
   preemption: true,
   tpotTargetMs: true,
   starvationMs: true,
+  eventLog: true,
   onProgress: true,
   signal: true,
 }

@@ -20,7 +20,12 @@ export interface SizingInput {
   readonly footprint: ModelFootprint
   readonly options: Pick<
     EngineOptions,
-    'maxModelLen' | 'maxNumSeqs' | 'maxNumBatchedTokens' | 'kvCacheBytes' | 'maxWaiting'
+    | 'maxModelLen'
+    | 'maxNumSeqs'
+    | 'maxNumBatchedTokens'
+    | 'kvCacheBytes'
+    | 'hostKvBytes'
+    | 'maxWaiting'
   >
 }
 
@@ -36,6 +41,9 @@ export interface Sizes {
   readonly maxBlocksPerSeq: number
   /** Of all ranks together. */
   readonly kvCacheBytes: number
+  /** Blocks on the host for requests that are swapped out, and their bytes of all ranks together. */
+  readonly numHostBlocks: number
+  readonly hostKvBytes: number
 }
 
 const BLOCK_SIZE = 16
@@ -100,6 +108,8 @@ export function computeSizes(input: SizingInput): Sizes {
           : `raise kvCacheBytes to at least ${blockBytes}, or free memory`),
     )
   const maxModelLen = Math.min(wantedLen, numBlocks * BLOCK_SIZE)
+  const hostBytes = integer(options.hostKvBytes, 'hostKvBytes', 0, Number.MAX_SAFE_INTEGER) ?? 0
+  const numHostBlocks = Math.min(MAX_BLOCKS, Math.floor(hostBytes / blockBytes))
   return {
     maxModelLen,
     maxNumSeqs,
@@ -112,13 +122,17 @@ export function computeSizes(input: SizingInput): Sizes {
     numBlocks,
     maxBlocksPerSeq: blocksOf(maxModelLen),
     kvCacheBytes: numBlocks * blockBytes,
+    numHostBlocks,
+    hostKvBytes: numHostBlocks * blockBytes,
   }
 }
 
 /** ERR_OUT_OF_MEMORY, with what would fit, unless weights, KV and activations fit on every device. */
 export function requireMemory(input: SizingInput, sizes: Sizes, arenaBytes: number): void {
   const { footprint, ranksPerDevice, world } = input
-  const kv = sizes.kvCacheBytes / world
+  // On the CPU the host's copies are in the same memory.
+  const onHost = input.backend === 'cpu' ? sizes.hostKvBytes / world : 0
+  const kv = sizes.kvCacheBytes / world + onHost
   const needed = footprint.weightBytesPerRank + kv + arenaBytes
   const available = usableBytes(input) / ranksPerDevice
   if (needed <= available) return

@@ -45,6 +45,13 @@ export const STEP_SECTION = {
    * destination stands once, and no source is also a destination.
    */
   blockCopies: 12,
+  /**
+   * [n · 3] {device block, host block, count}: runs of KV blocks copied to the host before anything
+   * else. No host block is the destination of two runs.
+   */
+  swapOut: 13,
+  /** [n · 3] the same, copied from the host after `swapOut` and before `blockCopies`. */
+  swapIn: 14,
 } as const
 
 /** Flags of a `rows` entry. Bits 8..15: number of top log-probabilities to return (0..20). */
@@ -77,6 +84,9 @@ export const RESULT_SECTION = {
   /** {queue µs, run µs}: waiting for earlier steps, and running. */
   timings: 5,
 } as const
+
+/** Words of a section; a WordList, or the scheduler's BlockRuns. */
+type Words = Pick<WordList, 'length' | 'copyTo'>
 
 /** What a step changes in the device's sampling slots; see STEP_SECTION for the layout. */
 export interface SlotUpdates {
@@ -119,7 +129,12 @@ export class StepEncoder {
     let width = 0
     for (let i = 0; i < plan.numSeqs; i++) width = Math.max(width, plan.seqs[i].numBlocks)
     const lists = [updates.params, updates.history, updates.bias]
-    const numSections = 8 + lists.filter((list) => list.length > 0).length
+    const { swapOuts, swapIns } = plan
+    const numSections =
+      8 +
+      lists.filter((list) => list.length > 0).length +
+      (swapOuts.length > 0 ? 1 : 0) +
+      (swapIns.length > 0 ? 1 : 0)
     const header = STEP_HEADER_WORDS + numSections * STEP_SECTION_WORDS
     const size =
       header +
@@ -128,7 +143,9 @@ export class StepEncoder {
       (2 + width) * plan.numSeqs +
       1 +
       4 * plan.numRows +
-      lists.reduce((sum, list) => sum + list.length, 0)
+      lists.reduce((sum, list) => sum + list.length, 0) +
+      swapOuts.length +
+      swapIns.length
     const words = this.#nextBuffer(size)
     words[0] = STEP_VERSION
     words[1] = plan.id | 0
@@ -148,6 +165,8 @@ export class StepEncoder {
     this.#encodeList(STEP_SECTION.slotParams, updates.params, group)
     this.#encodeList(STEP_SECTION.slotHistory, updates.history, group)
     this.#encodeList(STEP_SECTION.slotBias, updates.bias, group)
+    this.#encodeList(STEP_SECTION.swapOut, swapOuts, group)
+    this.#encodeList(STEP_SECTION.swapIn, swapIns, group)
     return words.subarray(0, size)
   }
 
@@ -209,7 +228,7 @@ export class StepEncoder {
     }
   }
 
-  #encodeList(kind: number, list: WordList, group: number): void {
+  #encodeList(kind: number, list: Words, group: number): void {
     if (list.length > 0) list.copyTo(this.#words, this.#section(kind, group, list.length))
   }
 

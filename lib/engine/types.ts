@@ -37,6 +37,11 @@ export interface EngineOptions {
   readonly maxNumBatchedTokens?: number
   /** KV cache of all ranks together. Default on the CPU: min(4 GiB, a quarter of free memory). */
   readonly kvCacheBytes?: number
+  /**
+   * Host memory for the KV of preempted requests, of all ranks together; 0: what is preempted is
+   * computed again. Default 0: it pays where computing is slow beside copying, and takes memory.
+   */
+  readonly hostKvBytes?: number
   /** Requests that may wait before ERR_QUEUE_FULL. Default: 4 × maxNumSeqs. */
   readonly maxWaiting?: number
   /** CPU threads of all ranks together. Default: all cores. */
@@ -67,6 +72,11 @@ export interface EngineOptions {
   readonly tpotTargetMs?: number
   /** After this long a waiting request goes first, whatever the policy. Default 30,000. */
   readonly starvationMs?: number
+  /**
+   * File that every event of the scheduler is written to, for replay; it holds the tokens of all
+   * prompts and outputs.
+   */
+  readonly eventLog?: string
   readonly onProgress?: (progress: LoadProgress) => void
   /** Cancels the load. */
   readonly signal?: AbortSignal
@@ -276,6 +286,8 @@ export interface EngineStats {
     /** Of those used: held by `pinTtlMs`, counted once per request. */
     readonly pinned: number
   }
+  /** KV blocks on the host: of preempted requests that will be copied back. */
+  readonly hostBlocks: { readonly total: number; readonly used: number }
   readonly steps: number
   readonly stepsInFlight: number
   readonly promptTokens: number
@@ -286,6 +298,9 @@ export interface EngineStats {
   readonly prefixQueries: number
   readonly prefixHits: number
   readonly preemptions: number
+  /** Preemptions whose KV was copied to the host, and back. */
+  readonly swapsOut: number
+  readonly swapsIn: number
   readonly finished: Readonly<Record<FinishReason, number>>
   /** The fault that ended the engine, if any. */
   readonly failed?: ErrorCode

@@ -111,11 +111,12 @@ export function attentionBlock(
   ])
   const kvName = `${name}.kv`
   const kv = builder.kv(kvName, kvDtype, local.kvHeads, headDim)
-  const { numBlocks, blockSize } = builder.header.limits
+  const { numBlocks, blockSize, numHostBlocks = 0 } = builder.header.limits
   context.kv.push({
     name: kvName,
     dtype: kvDtype,
     shape: [numBlocks, 2, local.kvHeads, blockSize, headDim],
+    ...(numHostBlocks > 0 && { hostBlocks: numHostBlocks }),
   })
   const q = builder.arena(`${name}.q`, dtype, ['T', local.heads * headDim])
   const rope = context.ropeTables[spec.rope]!

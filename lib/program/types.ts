@@ -87,6 +87,8 @@ export interface ProgramLimits {
   readonly vocabSize: number
   /** Sampling slots (state of a running sequence, on the device). */
   readonly numSlots: number
+  /** KV blocks on the host that steps may copy to and from. Default 0. */
+  readonly numHostBlocks?: number
 }
 
 export interface Program {

@@ -64,6 +64,8 @@ function validateLimits(limits: ProgramLimits): void {
   requireInteger(limits.vocabSize, 'vocabSize', 0, 2 ** 30)
   requireInteger(limits.numBlocks, 'numBlocks', 0, 2 ** 30)
   requireInteger(limits.blockSize, 'blockSize', limits.numBlocks > 0 ? 1 : 0, 2 ** 16)
+  const mostOnHost = limits.numBlocks > 0 ? 2 ** 30 : 0
+  requireInteger(limits.numHostBlocks ?? 0, 'numHostBlocks', 0, mostOnHost)
   requireInteger(limits.maxBlocksPerSeq, 'maxBlocksPerSeq', 0, 2 ** 30)
   // KV slots and positions are int32 words of a step.
   const blocks = Math.max(limits.numBlocks, limits.maxBlocksPerSeq)

@@ -4,7 +4,7 @@
  */
 
 import { EngineError } from '../errors.ts'
-import type { StepCosts } from './costs.ts'
+import type { CostPrior, StepCosts } from './costs.ts'
 import type { SchedulerObserver } from './observer.ts'
 import type { SchedulingPolicy } from './policy.ts'
 import { finalTarget, type Sequence } from './sequence.ts'
@@ -33,7 +33,9 @@ export interface SchedulerConfig {
   readonly starvationMs?: number
   /** KV blocks on the host for sequences that are swapped out. Default 0. */
   readonly numHostBlocks?: number
-  /** Default: a model that learns from the times given to `settle`. */
+  /** What steps are believed to cost before any has run; `settle` corrects it. */
+  readonly costPrior?: CostPrior
+  /** Instead of what is learnt from the prior. */
   readonly costs?: StepCosts
   /** Time per output token of sequences that ask for none. Default: no target. */
   readonly tpotTargetMs?: number

@@ -78,7 +78,7 @@ export class Scheduler {
     this.#projection = new BlockProjection(config.blockSize)
     this.#swap = new SwapSpace(config.numHostBlocks ?? 0, config.blockSize)
     this.#admission = new Admission(config, this.#memory, this.#projection, this.#swap)
-    this.#costs = config.costs ?? createStepCosts(DEFAULT_PRIOR)
+    this.#costs = config.costs ?? createStepCosts(config.costPrior ?? DEFAULT_PRIOR)
     this.#waiting = new WaitingQueue(config.policy.order, config.starvationMs ?? STARVATION_MS)
     this.#probe = (sequence) => {
       this.#probesLeft -= this.#memory.probe(sequence, this.#probesLeft)

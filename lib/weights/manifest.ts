@@ -36,6 +36,8 @@ export interface KvPlan {
   readonly dtype: Dtype
   /** [blocks, 2, kvHeads, blockSize, headDim]. */
   readonly shape: readonly number[]
+  /** Blocks of the same kind on the host, for swapping. Default 0. */
+  readonly hostBlocks?: number
 }
 
 const LOADABLE: Readonly<Partial<Record<SafetensorsDtype, Dtype>>> = {

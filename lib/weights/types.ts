@@ -35,6 +35,8 @@ export interface WeightBuffer {
   /** Local shape: weights [n] or [rows, cols]; kv [blocks, 2, kvHeads, blockSize, headDim]. */
   readonly shape: readonly number[]
   readonly layout: WeightLayout
+  /** kv: blocks of the same kind on the host, for swapping. Default 0. */
+  readonly hostBlocks?: number
   /** ranks[r]: the pieces of rank r; what no piece covers is zero. Empty for kv. */
   readonly ranks: readonly (readonly WeightPiece[])[]
 }

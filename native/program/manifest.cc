@@ -110,6 +110,16 @@ WeightBuffer parse_buffer(const Json& json, const WeightManifest& manifest, int 
          buffer.name.c_str());
 
   const auto& ranks = json.at("ranks").items();
+  if (const Json* host = json.find("hostBlocks")) {
+    buffer.host_blocks = host->as_int();
+    if (buffer.host_blocks < 0 || buffer.host_blocks > kMaxExtent ||
+        buffer.host_blocks * (bytes / buffer.shape[0]) > kMaxBufferBytes)
+      fail(ErrorCode::kProgram, "manifest: '%s' has an impossible number of host blocks",
+           buffer.name.c_str());
+  }
+  if (buffer.host_blocks > 0 && buffer.space != Space::kKv)
+    fail(ErrorCode::kProgram, "manifest: '%s' has host blocks and is no KV buffer",
+         buffer.name.c_str());
   if (buffer.space == Space::kKv) {
     for (const Json& pieces : ranks)
       if (!pieces.items().empty())

@@ -26,6 +26,7 @@ struct WeightBuffer {
   DType dtype = DType::kF32;
   Layout layout = Layout::kPlain;
   std::vector<int64_t> shape;
+  int64_t host_blocks = 0;  // kv: blocks of the same kind on the host, for swapping
   std::vector<std::vector<WeightPiece>> ranks;  // [world]
 };
 

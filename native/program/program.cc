@@ -52,6 +52,10 @@ Limits parse_limits(const Json& json) {
   limits.max_blocks_per_seq = get("maxBlocksPerSeq", 0, 1 << 30);
   limits.vocab_size = get("vocabSize", 0, 1 << 30);
   limits.num_slots = get("numSlots", 0, 1 << 16);
+  if (const Json* host = json.find("numHostBlocks"))
+    limits.num_host_blocks = parse_range(*host, "numHostBlocks", 0, 1 << 30);
+  if (limits.num_host_blocks > 0 && limits.num_blocks == 0)
+    fail(ErrorCode::kProgram, "numHostBlocks without a KV cache");
   if (limits.num_blocks > 0 && limits.block_size == 0)
     fail(ErrorCode::kProgram, "numBlocks is %lld but blockSize is 0",
          static_cast<long long>(limits.num_blocks));

@@ -69,6 +69,7 @@ struct Limits {
   int64_t max_blocks_per_seq = 0;
   int64_t vocab_size = 0;
   int64_t num_slots = 0;
+  int64_t num_host_blocks = 0;  // KV blocks on the host that steps may copy to and from
 };
 
 struct Program {

@@ -3,6 +3,7 @@
 // limits, so that ops may index with them.
 #include "program/step.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -16,11 +17,22 @@ namespace nanoweave {
 
 namespace {
 
-constexpr int kNumSectionKinds = 12;
-constexpr std::array<const char*, kNumSectionKinds + 1> kSectionNames = {
-    "",           "partBounds",  "tokens", "positions",  "kvSlots",     "seqStarts",
-    "seqLens",    "blockTables", "rows",   "slotParams", "slotHistory", "slotBias",
-    "blockCopies"};
+constexpr int kNumSectionKinds = 14;
+constexpr std::array<const char*, kNumSectionKinds + 1> kSectionNames = {"",
+                                                                         "partBounds",
+                                                                         "tokens",
+                                                                         "positions",
+                                                                         "kvSlots",
+                                                                         "seqStarts",
+                                                                         "seqLens",
+                                                                         "blockTables",
+                                                                         "rows",
+                                                                         "slotParams",
+                                                                         "slotHistory",
+                                                                         "slotBias",
+                                                                         "blockCopies",
+                                                                         "swapOut",
+                                                                         "swapIn"};
 constexpr int kMaxTopLogprobs = 20;
 constexpr int64_t kMaxLogitsWords = int64_t{1} << 28;  // of one step's result: 1 GiB
 constexpr int32_t kEmptyBounds[5] = {0, 0, 0, 0, 0};
@@ -45,6 +57,8 @@ class GroupParser {
     parse_slot_params();
     parse_slot_lists();
     parse_block_copies();
+    step_.swap_out = parse_swaps(StepSection::kSwapOut, 1);
+    step_.swap_in = parse_swaps(StepSection::kSwapIn, 0);
     return step_;
   }
 
@@ -117,8 +131,8 @@ class GroupParser {
   }
 
   void refuse_kv() const {
-    for (const auto kind :
-         {StepSection::kKvSlots, StepSection::kBlockTables, StepSection::kBlockCopies})
+    for (const auto kind : {StepSection::kKvSlots, StepSection::kBlockTables,
+                            StepSection::kBlockCopies, StepSection::kSwapOut, StepSection::kSwapIn})
       if (!section(kind).empty())
         refuse(kind, 0, "the program has no KV cache", static_cast<int64_t>(section(kind).size()));
   }
@@ -278,6 +292,25 @@ class GroupParser {
       if (destinations.contains(words[i]))
         refuse(kind, i, "a copied block is a destination too", words[i]);
     step_.block_copies = words;
+  }
+
+  // `target`: word of a run that names its destination.
+  Words parse_swaps(StepSection kind, int64_t target) const {
+    const Words words = section(kind);
+    const auto runs = static_cast<int64_t>(words.size()) / 3;
+    require_length(kind, runs * 3);
+    std::unordered_set<int32_t> destinations;
+    for (int64_t at = 0; at < runs * 3; at += 3) {
+      require_range(kind, at, 0, limits_.num_blocks);
+      require_range(kind, at + 1, 0, limits_.num_host_blocks);
+      const int64_t most =
+          std::min(limits_.num_blocks - words[at], limits_.num_host_blocks - words[at + 1]);
+      require_range(kind, at + 2, 1, most + 1);
+      for (int32_t i = 0; i < words[at + 2]; ++i)
+        if (!destinations.insert(words[at + target] + i).second)
+          refuse(kind, at + target, "a block is the destination of two runs", words[at + target]);
+    }
+    return words;
   }
 
   const Limits& limits_;

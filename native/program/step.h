@@ -30,6 +30,8 @@ enum class StepSection : int32_t {
   kSlotHistory = 10,
   kSlotBias = 11,
   kBlockCopies = 12,
+  kSwapOut = 13,
+  kSwapIn = 14,
 };
 
 enum class ResultSection : int32_t {
@@ -69,6 +71,10 @@ struct GroupStep {
   // [n, 2] {source, destination}: each destination once, and no source among them, so that the
   // order of the copies does not matter.
   std::span<const int32_t> block_copies;
+  // [n, 3] {device block, host block, count}: runs of KV blocks copied to the host, all of them
+  // first, and from the host, before block_copies. No block is the destination of two runs.
+  std::span<const int32_t> swap_out;
+  std::span<const int32_t> swap_in;
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t num_seqs() const { return static_cast<int64_t>(seq_lens.size()); }

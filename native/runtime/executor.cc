@@ -52,7 +52,8 @@ RowSpans compute_spans(const Program& program, const GroupStep& step) {
   return spans;
 }
 
-const StoredBuffer& find_stored(const BufferDesc& buffer, const WeightStore& store) {
+const StoredBuffer& find_stored(const BufferDesc& buffer, const WeightStore& store,
+                                int64_t host_blocks) {
   const StoredBuffer* stored = store.find(buffer.name);
   if (stored == nullptr)
     fail(ErrorCode::kProgram, "the program uses '%s', which loadWeights did not create",
@@ -64,6 +65,10 @@ const StoredBuffer& find_stored(const BufferDesc& buffer, const WeightStore& sto
   if (!same)
     fail(ErrorCode::kProgram, "'%s' was loaded with another space, dtype, layout or shape",
          buffer.name.c_str());
+  if (buffer.space == Space::kKv && host_blocks > stored->host_blocks)
+    fail(ErrorCode::kProgram, "the program swaps to %lld host blocks, '%s' was loaded with %lld",
+         static_cast<long long>(host_blocks), buffer.name.c_str(),
+         static_cast<long long>(stored->host_blocks));
   return *stored;
 }
 
@@ -71,8 +76,9 @@ BoundOperand bind_operand(const Program& program, const View& view, const Weight
                           std::byte* heap, int rank) {
   if (view.buffer < 0) return {};
   const BufferDesc& buffer = program.buffers[view.buffer];
-  std::byte* base =
-      buffer.space == Space::kArena ? heap + buffer.offset : find_stored(buffer, store).data[rank];
+  std::byte* base = buffer.space == Space::kArena
+                        ? heap + buffer.offset
+                        : find_stored(buffer, store, program.limits.num_host_blocks).data[rank];
   return {.base = base,
           .cols = buffer.cols(),
           .fixed_rows = buffer.max_rows(),
@@ -110,8 +116,26 @@ BoundRank bind_rank(const LoadedProgram& loaded, const WeightStore& store, std::
         bound.operands.push_back(bind_operand(program, view, store, heap, rank));
   }
   for (const BufferDesc& buffer : program.buffers)
-    if (buffer.space == Space::kKv) bound.kv.push_back(&find_stored(buffer, store));
+    if (buffer.space == Space::kKv)
+      bound.kv.push_back(&find_stored(buffer, store, program.limits.num_host_blocks));
   return bound;
+}
+
+// Runs of {device block, host block, count}: to the host, then from it.
+void swap_blocks(const BoundRank& bound, const GroupStep& step, int rank) {
+  for (const StoredBuffer* kv : bound.kv) {
+    const int64_t block_bytes = kv->cols * dtype_bytes(kv->dtype);
+    const auto copy_runs = [&](std::span<const int32_t> runs, bool out) {
+      for (size_t at = 0; at + 2 < runs.size(); at += 3) {
+        std::byte* device = kv->data[rank] + runs[at] * block_bytes;
+        std::byte* host = kv->host[rank] + runs[at + 1] * block_bytes;
+        std::memcpy(out ? host : device, out ? device : host,
+                    static_cast<size_t>(runs[at + 2] * block_bytes));
+      }
+    };
+    copy_runs(step.swap_out, true);
+    copy_runs(step.swap_in, false);
+  }
 }
 
 void copy_blocks(const BoundRank& bound, const GroupStep& step, int rank) {
@@ -152,6 +176,7 @@ void run_program(const LoadedProgram& loaded, const Step& step, HostRank& rank,
   const BoundRank& bound = loaded.ranks[rank.rank];
   const GroupStep& group = step.groups[rank.group()];
   const RowSpans spans = compute_spans(loaded.program, group);
+  swap_blocks(bound, group, rank.rank);
   copy_blocks(bound, group, rank.rank);
   rank.slots->apply(group);
 

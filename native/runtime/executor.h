@@ -57,7 +57,7 @@ struct RunPosition {
   const std::string* op = nullptr;
 };
 
-// Rank thread. Applies block copies and slot changes, then runs the ops.
+// Rank thread. Applies swaps, block copies and slot changes, then runs the ops.
 void run_program(const LoadedProgram& loaded, const Step& step, HostRank& rank,
                  RunPosition& position);
 

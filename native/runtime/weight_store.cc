@@ -28,7 +28,12 @@ StoredBuffer describe(const WeightBuffer& buffer) {
   stored.bytes = buffer.layout == Layout::kMatmul
                      ? packed_bytes(stored.dtype, stored.rows, stored.cols)
                      : stored.rows * stored.cols * dtype_bytes(stored.dtype);
+  stored.host_blocks = buffer.host_blocks;
   return stored;
+}
+
+int64_t host_bytes(const StoredBuffer& buffer) {
+  return buffer.host_blocks * buffer.cols * dtype_bytes(buffer.dtype);
 }
 
 void check_memory(__int128 wanted) {
@@ -45,25 +50,30 @@ void check_memory(__int128 wanted) {
 void WeightStore::load(const WeightManifest& manifest, const ProgressCallback& progress,
                        int num_threads) {
   std::vector<StoredBuffer> stored;
-  __int128 weight_bytes = 0, kv_bytes = 0;  // of one rank
+  __int128 weight_bytes = 0, kv_bytes = 0, swap_bytes = 0;  // of one rank
   for (const WeightBuffer& buffer : manifest.buffers) {
     if (buffers_.contains(buffer.name))
       fail(ErrorCode::kUsage, "buffer '%s' is already loaded", buffer.name.c_str());
     stored.push_back(describe(buffer));
     (buffer.space == Space::kKv ? kv_bytes : weight_bytes) += align(stored.back().bytes);
+    swap_bytes += align(host_bytes(stored.back()));
   }
-  check_memory((weight_bytes + kv_bytes) * world_);
+  check_memory((weight_bytes + kv_bytes + swap_bytes) * world_);
 
   std::vector<Region> regions;
   for (int rank = 0; rank < world_; ++rank) {
     regions.emplace_back(static_cast<int64_t>(weight_bytes), true, "weights");
     regions.emplace_back(static_cast<int64_t>(kv_bytes), false, "the KV cache");
-    std::byte* weights = regions[regions.size() - 2].data();
-    std::byte* kv = regions[regions.size() - 1].data();
+    regions.emplace_back(static_cast<int64_t>(swap_bytes), false, "swapped-out KV blocks");
+    std::byte* weights = regions[regions.size() - 3].data();
+    std::byte* kv = regions[regions.size() - 2].data();
+    std::byte* host = regions[regions.size() - 1].data();
     for (StoredBuffer& buffer : stored) {
       std::byte*& next = buffer.space == Space::kKv ? kv : weights;
       buffer.data.push_back(next);
       next += align(buffer.bytes);
+      buffer.host.push_back(buffer.host_blocks > 0 ? host : nullptr);
+      host += align(host_bytes(buffer));
     }
   }
   fill_weights(manifest, stored, progress, num_threads);

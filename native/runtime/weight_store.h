@@ -21,6 +21,8 @@ struct StoredBuffer {
   int64_t rows = 0, cols = 0;         // as a matrix; a vector is [1, n]
   int64_t bytes = 0;                  // as stored: packed for layout matmul
   std::vector<std::byte*> data = {};  // [world]
+  int64_t host_blocks = 0;            // kv: rows of the region steps swap to
+  std::vector<std::byte*> host = {};  // [world]; null without host blocks
 };
 
 class WeightStore {

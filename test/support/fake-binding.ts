@@ -79,6 +79,7 @@ export class FakeRuntime implements NativeRuntime {
   #inFlight = 0
   #limits: ProgramLimits | undefined
   #kv = new Int32Array(0)
+  #host = new Int32Array(0)
   #slots: Slot[] = []
   #queue: Promise<void> = Promise.resolve()
   #gates: (() => void)[] = []
@@ -99,6 +100,7 @@ export class FakeRuntime implements NativeRuntime {
     const { limits } = JSON.parse(program) as { limits: ProgramLimits }
     this.#limits = limits
     this.#kv = new Int32Array(limits.numBlocks * limits.blockSize).fill(-1)
+    this.#host = new Int32Array((limits.numHostBlocks ?? 0) * limits.blockSize).fill(-1)
     this.#slots = Array.from({ length: limits.numSlots }, () => ({
       seed: 0,
       temperature: 0,
@@ -172,6 +174,19 @@ export class FakeRuntime implements NativeRuntime {
     }
     const require = (condition: boolean, what: string) => {
       if (!condition) throw Object.assign(new Error(`step: ${what}`), { code: 'ERR_STEP' })
+    }
+    const size = limits.blockSize
+    for (const kind of [STEP_SECTION.swapOut, STEP_SECTION.swapIn]) {
+      const runs = section(kind)
+      for (let at = 0; at < runs.length; at += 3) {
+        const [device, host, count] = runs.subarray(at, at + 3)
+        require(count > 0 && device + count <= limits.numBlocks, 'swapped device blocks')
+        require(host >= 0 && (host + count) * size <= this.#host.length, 'swapped host blocks')
+        const isOut = kind === STEP_SECTION.swapOut
+        const [from, to] = isOut ? [this.#kv, this.#host] : [this.#host, this.#kv]
+        const [source, target] = isOut ? [device, host] : [host, device]
+        to.set(from.subarray(source * size, (source + count) * size), target * size)
+      }
     }
     this.#applySlots(section)
 

@@ -1,0 +1,84 @@
+/**
+ * EventLogFile: streams a scheduler's events to a file, one JSON value a line (`--event-log FILE`), and
+ * reads them back. Writing never blocks a step: when the disk does not keep up, the log ends with a
+ * line that says so. A log that cannot be written fails the request to open it, not the engine.
+ */
+
+import { createHash } from 'node:crypto'
+import { once } from 'node:events'
+import { createReadStream, createWriteStream, type WriteStream } from 'node:fs'
+import { createInterface } from 'node:readline'
+import { EngineError } from '../errors.ts'
+import type { SchedulerEvent } from '../scheduler/event-log.ts'
+
+const MAX_BUFFERED_BYTES = 64 * 2 ** 20
+
+/** For createEventRecorder and replayEvents. */
+export function hashPlanWords(words: Int32Array): string {
+  const bytes = new Uint8Array(words.buffer, words.byteOffset, words.byteLength)
+  return createHash('sha256').update(bytes).digest('base64url').slice(0, 22)
+}
+
+export class EventLogFile {
+  readonly #stream: WriteStream
+  #isCut = false
+
+  private constructor(stream: WriteStream) {
+    this.#stream = stream
+    // A disk that is full ends the log, nothing else.
+    stream.on('error', () => {
+      this.#isCut = true
+    })
+  }
+
+  /** Overwrites `path`. ERR_IO when it cannot be written. */
+  static async open(path: string): Promise<EventLogFile> {
+    const stream = createWriteStream(path)
+    try {
+      await once(stream, 'open')
+    } catch (error) {
+      throw new EngineError('ERR_IO', `the event log ${path} cannot be written`, { cause: error })
+    }
+    return new EventLogFile(stream)
+  }
+
+  write(event: SchedulerEvent): void {
+    if (this.#isCut) return
+    if (this.#stream.writableLength > MAX_BUFFERED_BYTES) {
+      this.#isCut = true
+      this.#stream.write('{"type":"cut","reason":"the disk did not keep up"}\n')
+      return
+    }
+    this.#stream.write(`${JSON.stringify(event)}\n`)
+  }
+
+  /** Resolves when everything is written, or when that has failed. */
+  close(): Promise<void> {
+    return new Promise((resolve) => {
+      if (this.#stream.destroyed) resolve()
+      else {
+        this.#stream.once('close', () => resolve())
+        this.#stream.end()
+      }
+    })
+  }
+}
+
+/** Events of a log file. ERR_USAGE for a line that is no JSON, ERR_IO when it cannot be read. */
+export async function readEventLog(path: string): Promise<SchedulerEvent[]> {
+  const events: SchedulerEvent[] = []
+  try {
+    const lines = createInterface({
+      input: createReadStream(path),
+      crlfDelay: Number.POSITIVE_INFINITY,
+    })
+    for await (const line of lines) events.push(JSON.parse(line))
+  } catch (error) {
+    if (error instanceof SyntaxError)
+      throw new EngineError('ERR_USAGE', `line ${events.length + 1} of ${path} is no JSON`, {
+        cause: error,
+      })
+    throw new EngineError('ERR_IO', `the event log ${path} cannot be read`, { cause: error })
+  }
+  return events
+}
