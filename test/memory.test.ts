@@ -6,7 +6,7 @@ import { copy } from '../lib/ops/copy.ts'
 import { ProgramBuilder } from '../lib/program/builder.ts'
 import { compileProgram } from '../lib/program/compile.ts'
 import { planMemory } from '../lib/program/memory.ts'
-import { assignLanes } from '../lib/program/passes/lanes.ts'
+import { deriveWaits } from '../lib/program/passes/waits.ts'
 import { maxBytes } from '../lib/program/shapes.ts'
 import type { Program } from '../lib/program/types.ts'
 import { findRaces } from './support/order-check.ts'
@@ -67,7 +67,7 @@ describe('planMemory', () => {
     ) as [number, number, number, number]
     builder.add('first', copy({ x: a, y: early }))
     builder.add('second', copy({ x: b, y: late }))
-    const { buffers } = planMemory(assignLanes(builder.build()))
+    const { buffers } = planMemory(deriveWaits(builder.build()))
     // `b` is read first by the second op, but was written before the step.
     expect(new Set(buffers.map((buffer) => buffer.offset)).size).toBe(4)
   })
@@ -96,7 +96,7 @@ describe('planMemory', () => {
         builder.add(`op${i}`, random.next() < 0.5 ? draft : { ...draft, kind: 'all_reduce' })
       }
       expect(weight).toBe(12)
-      expect(findRaces(planMemory(assignLanes(builder.build())))).toEqual([])
+      expect(findRaces(planMemory(deriveWaits(builder.build())))).toEqual([])
     }
   })
 

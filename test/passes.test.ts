@@ -6,8 +6,9 @@ import { compileProgram } from '../lib/program/compile.ts'
 import { findDependencies } from '../lib/program/hazards.ts'
 import { planMemory } from '../lib/program/memory.ts'
 import { fuseAllReduce } from '../lib/program/passes/fuse-all-reduce.ts'
-import { assignLanes } from '../lib/program/passes/lanes.ts'
+import { LANE_MODES } from '../lib/program/passes/lanes.ts'
 import { splitNanoBatches } from '../lib/program/passes/nano-batch.ts'
+import { deriveWaits } from '../lib/program/passes/waits.ts'
 import { LANES, type Program } from '../lib/program/types.ts'
 import { codeOf } from './support/errors.ts'
 import { findRaces, reachability } from './support/order-check.ts'
@@ -114,6 +115,16 @@ describe('nano-batch', () => {
     expect(attention.map((op) => op.inputs[1]!.part)).toEqual([0, 1, 0, 1])
   })
 
+  it('lets a part trail the one before it', () => {
+    const split = splitNanoBatches(fuseAllReduce(serialProgram({ tp: 2 })), 2, 3)
+    const labels = split.ops.map((op) => op.label)
+    // Part 1 begins its first attention when part 0 is three groups further, at its feed-forward.
+    const at = (label: string) => labels.indexOf(label)
+    expect(at('layers.0.attention#1')).toBeGreaterThan(at('layers.0.norm1#0'))
+    expect(at('layers.0.attention#1')).toBeLessThan(at('layers.0.down#0'))
+    expect(labels.slice(-4).every((label) => !label.includes('#'))).toBe(true)
+  })
+
   it('refuses other numbers of parts', () => {
     for (const parts of [0, 5, 1.5, Number.NaN]) {
       expect(codeOf(() => splitNanoBatches(serialProgram(), parts))).toBe('ERR_PROGRAM')
@@ -125,7 +136,7 @@ describe('nano-batch', () => {
 
 describe('lanes', () => {
   const split = splitNanoBatches(fuseAllReduce(serialProgram({ tp: 2 })), 4)
-  const program = assignLanes(split)
+  const program = deriveWaits(split)
 
   it('gives every op the lane of its kind', () => {
     for (const op of program.ops) expect(op.lane).toBe(opSpec(op.kind).lane)
@@ -183,6 +194,20 @@ describe('compiled programs', () => {
         for (let run = 0; run < 20; run++) {
           const step = { numTokens, rows, bounds: boundsOf(parts) }
           expect(runSymbolic(compiled, step, run === 0 ? undefined : random)).toEqual(expected)
+        }
+      })
+
+      it(`${name}: so does every way of staggering and of sharing lanes`, () => {
+        const serial = serialProgram({ tp, choices: { sandwichNorms } })
+        const plain = compileProgram(serial, { parts: 1 })
+        const expected = runSymbolic(plain, { numTokens, rows, bounds: [0, numTokens] })
+        for (const lanes of LANE_MODES) {
+          for (const stagger of [0, 1, 2, 5]) {
+            const compiled = compileProgram(serial, { parts, stagger, lanes })
+            expect(findRaces(compiled)).toEqual([])
+            const step = { numTokens, rows, bounds: boundsOf(parts) }
+            expect(runSymbolic(compiled, step, random)).toEqual(expected)
+          }
         }
       })
 

@@ -1,6 +1,6 @@
 /**
  * Models: reads a checkpoint's folder, and compiles it for a parallel layout. A family is a file in
- * families/ and a line here. Only headers are read; weights are mapped by the runtime.
+ * families/ and a line in its index. Only headers are read; weights are mapped by the runtime.
  */
 
 import { resolve } from 'node:path'
@@ -12,13 +12,8 @@ import type { JsonObject } from '../weights/json.ts'
 import { resolveManifest } from '../weights/manifest.ts'
 import { quote, readTensorIndex, requireFolder } from '../weights/safetensors.ts'
 import { configError, readConfig, refuseUnknownFeatures, tokenIds, unsupported } from './config.ts'
-import { buildDecoder } from './decoder.ts'
-import type { Family } from './families/common.ts'
-import { gemma2, gemma3 } from './families/gemma.ts'
-import { llama } from './families/llama.ts'
-import { mistral } from './families/mistral.ts'
-import { phi3 } from './families/phi3.ts'
-import { qwen2, qwen3 } from './families/qwen.ts'
+import { buildDecoder, type DecoderProgram } from './decoder.ts'
+import { FAMILIES, findFamily } from './families/index.ts'
 import type { DecoderSpec } from './spec.ts'
 import type {
   CompiledModel,
@@ -29,6 +24,15 @@ import type {
 } from './types.ts'
 import { checkTensors, countParameters, dominantDtype } from './weights.ts'
 
+export { modelFromConfig } from './from-config.ts'
+export { buildLayered } from './layered.ts'
+export {
+  type ExpertSizes,
+  findModelPreset,
+  type ModelPreset,
+  modelPreset,
+  modelPresetNames,
+} from './presets.ts'
 export type { DecoderSpec } from './spec.ts'
 export type {
   CompiledModel,
@@ -37,8 +41,6 @@ export type {
   Model,
   ModelFootprint,
 } from './types.ts'
-
-const FAMILIES: readonly Family[] = [llama, mistral, qwen2, qwen3, phi3, gemma2, gemma3]
 
 /** Largest group of ranks that the runtime drives. */
 const MAX_TENSOR_PARALLEL = 64
@@ -58,7 +60,7 @@ export function loadModel(folder: string): Model {
   requireFolder(path)
   const config = readConfig(path)
   const architecture = readArchitecture(config)
-  const family = FAMILIES.find(({ architectures }) => architectures.includes(architecture))
+  const family = findFamily(architecture)
   if (family === undefined) {
     throw unsupported(
       `architecture ${quote(architecture)} is not supported; supported: ${supportedArchitectures().join(', ')}`,
@@ -122,13 +124,15 @@ function activationDtypeOf(model: Model, precision: CompileOptions['precision'])
   return precision === 'auto' ? model.weightDtype : precision
 }
 
+/** What a serial program depends on. */
+export type SerialOptions = Omit<CompileOptions, 'parts' | 'stagger' | 'lanes'>
+
 /**
- * The program and the weights of a model for one layout, precision and number of nano-batches. The
- * manifest is the same for every number of parts. Throws ERR_UNSUPPORTED_LAYOUT,
- * ERR_UNSUPPORTED_OPTION, or ERR_PROGRAM for limits that cannot be.
+ * The program of a model for one layout before any pass, and its weights. Throws
+ * ERR_UNSUPPORTED_LAYOUT, ERR_UNSUPPORTED_OPTION, or ERR_PROGRAM for limits that cannot be.
  */
-export function compileModel(model: Model, options: CompileOptions): CompiledModel {
-  const { tensorParallel: tp, expertParallel = 1, parts, precision } = options
+export function buildModel(model: Model, options: SerialOptions): DecoderProgram {
+  const { tensorParallel: tp, expertParallel = 1, precision } = options
   checkLayout(model, tp)
   if (expertParallel !== 1) {
     throw new EngineError(
@@ -141,8 +145,8 @@ export function compileModel(model: Model, options: CompileOptions): CompiledMod
   if (kvDtype !== 'f32' && kvDtype !== 'bf16' && kvDtype !== 'f16') {
     throw new EngineError('ERR_UNSUPPORTED_OPTION', `the KV cache can be f32, bf16 or f16`)
   }
-  const { program, weights, kv } = buildDecoder(model.spec, model.tensors, {
-    name: `${model.architecture} tp${tp} parts${parts}`,
+  return buildDecoder(model.spec, model.tensors, {
+    name: `${model.architecture} tp${tp}`,
     tp,
     limits: { ...options.limits, vocabSize: model.vocabSize },
     dtype,
@@ -150,10 +154,19 @@ export function compileModel(model: Model, options: CompileOptions): CompiledMod
     precision,
     maxModelLen: options.maxModelLen ?? model.maxPositions,
   })
+}
+
+/**
+ * The program and the weights of a model for one layout, precision and schedule. The manifest is
+ * the same for every schedule. Throws what buildModel throws.
+ */
+export function compileModel(model: Model, options: CompileOptions): CompiledModel {
+  const { program, weights, kv } = buildModel(model, options)
+  const name = `${program.name} parts${options.parts}`
   return {
-    program: compileProgram(program, { parts }),
+    program: compileProgram({ ...program, name }, options),
     manifest: resolveManifest(model.tensors, weights, kv),
-    activationDtype: dtype,
+    activationDtype: activationDtypeOf(model, options.precision),
   }
 }
 

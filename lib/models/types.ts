@@ -3,6 +3,7 @@
  * compiles to.
  */
 
+import type { PassOptions } from '../program/passes/index.ts'
 import type { Dtype, Program, ProgramLimits } from '../program/types.ts'
 import type { TensorIndex } from '../weights/safetensors.ts'
 import type { WeightManifest } from '../weights/types.ts'
@@ -28,12 +29,10 @@ export interface Model {
   readonly config: Readonly<Record<string, unknown>>
 }
 
-export interface CompileOptions {
+export interface CompileOptions extends PassOptions {
   readonly tensorParallel: number
   /** Only 1 for dense models. */
   readonly expertParallel?: number
-  /** Nano-batches, 1..4. */
-  readonly parts: number
   /** `auto`: activations in the weights' dtype. `f32`: float32 activations, weights as stored. `bf16`: both bf16. */
   readonly precision: 'auto' | 'f32' | 'bf16'
   readonly limits: Omit<ProgramLimits, 'vocabSize'>

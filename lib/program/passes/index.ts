@@ -2,12 +2,17 @@
 
 import type { Program } from '../types.ts'
 import { fuseAllReduce } from './fuse-all-reduce.ts'
-import { assignLanes } from './lanes.ts'
+import { assignLanes, type LaneMode } from './lanes.ts'
 import { splitNanoBatches } from './nano-batch.ts'
+import { deriveWaits } from './waits.ts'
 
 export interface PassOptions {
   /** Nano-batches, 1..4. */
   readonly parts: number
+  /** Groups by which a part trails the one before it; 0: parts take turns at the same depth. */
+  readonly stagger?: number
+  /** Default: `all`. */
+  readonly lanes?: LaneMode
 }
 
 export interface Pass {
@@ -17,6 +22,10 @@ export interface Pass {
 
 export const PASSES: readonly Pass[] = [
   { name: 'fuse-all-reduce', run: fuseAllReduce },
-  { name: 'nano-batch', run: (program, { parts }) => splitNanoBatches(program, parts) },
-  { name: 'lanes', run: assignLanes },
+  { name: 'lanes', run: (program, { lanes }) => assignLanes(program, lanes) },
+  {
+    name: 'nano-batch',
+    run: (program, { parts, stagger }) => splitNanoBatches(program, parts, stagger),
+  },
+  { name: 'waits', run: deriveWaits },
 ]

@@ -1,38 +1,21 @@
 /**
- * lanes: gives each op the lane of its kind and derives its waits from the hazards. An op waits for
- * the last op of each other lane that it depends on, unless its own lane, or another of its waits,
- * already guarantees it.
+ * lanes: which ops may run beside others. Ops come with the lane of their kind; the modes move the
+ * short ones between matmuls to the matmuls' lane, where they do not queue behind another part's attention.
  */
 
-import { opSpec } from '../../ops/index.ts'
-import { type Clock, findDependencies, latest, NEVER } from '../hazards.ts'
-import { laneIndex, withOp } from '../order.ts'
-import { LANES, type Program, type ProgramOp } from '../types.ts'
+import type { Lane, Program, ProgramOp } from '../types.ts'
 
-export function assignLanes(program: Program): Program {
-  const dependencies = findDependencies(program)
-  // What is done when an op has finished, and when the last op of each lane has.
-  const after: Clock[] = []
-  const lanes: Clock[] = LANES.map(() => NEVER)
-  const ops: ProgramOp[] = []
-  program.ops.forEach((op, index) => {
-    const lane = opSpec(op.kind).lane
-    const own = laneIndex(lane)
-    const last: number[] = [-1, -1, -1]
-    for (const dependency of dependencies[index]!) {
-      const at = laneIndex(ops[dependency]!.lane)
-      last[at] = Math.max(last[at]!, dependency)
-    }
-    const needed = last.filter((wait, at) => at !== own && wait > lanes[own]![at]!)
-    const isImplied = (wait: number, by: number) =>
-      by !== wait && after[by]![laneIndex(ops[wait]!.lane)] >= wait
-    const waits = needed
-      .filter((wait) => !needed.some((other) => isImplied(wait, other)))
-      .sort((a, b) => a - b)
-    const before = waits.reduce<Clock>((clock, wait) => latest(clock, after[wait]!), lanes[own]!)
-    ops.push({ ...op, lane, waits })
-    after.push(withOp(before, lane, index))
-    lanes[own] = after[index]!
-  })
-  return { ...program, ops }
+/**
+ * `all`: matmuls, memory-bound ops and collectives each have a lane. `attention`: of the memory-bound
+ * ops attention alone has one (NanoFlow). `network`: only collectives run beside the rest (TokenWeave).
+ */
+export type LaneMode = 'all' | 'attention' | 'network'
+
+export const LANE_MODES: readonly LaneMode[] = ['all', 'attention', 'network']
+
+export function assignLanes(program: Program, mode: LaneMode = 'all'): Program {
+  if (mode === 'all') return program
+  const laneOf = ({ kind, lane }: ProgramOp): Lane =>
+    lane === 'memory' && (mode === 'network' || kind !== 'attention') ? 'compute' : lane
+  return { ...program, ops: program.ops.map((op) => ({ ...op, lane: laneOf(op) })) }
 }

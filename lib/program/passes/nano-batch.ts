@@ -3,38 +3,51 @@
  * that reach the logits stay whole. Neighbouring ops of one lane form a group, and groups are
  * emitted part by part (group 1 of part 0, of part 1, …, group 2 of part 0, …): in each lane a part's
  * work is followed by the other parts' at the same depth, so the collective of one part runs beside
- * the compute of the next (NanoFlow, https://arxiv.org/abs/2408.12757).
+ * the compute of the next (NanoFlow, https://arxiv.org/abs/2408.12757). With a stagger of n a part
+ * trails the one before it by n groups: its attention runs beside the other's feed-forward.
  */
 
 import { EngineError } from '../../errors.ts'
-import { opSpec } from '../../ops/index.ts'
+import { findOp } from '../../ops/index.ts'
 import { hasParts } from '../shapes.ts'
 import type { Program, ProgramOp, View } from '../types.ts'
 
 export const MAX_PARTS = 4
 
-export function splitNanoBatches(program: Program, parts: number): Program {
+export function splitNanoBatches(program: Program, parts: number, stagger = 0): Program {
   if (!Number.isInteger(parts) || parts < 1 || parts > MAX_PARTS) {
     throw new EngineError('ERR_PROGRAM', `${parts} nano-batches; between 1 and ${MAX_PARTS} work`)
+  }
+  if (!Number.isInteger(stagger) || stagger < 0) {
+    throw new EngineError('ERR_PROGRAM', `a stagger of ${stagger} groups; it counts from 0`)
   }
   if (program.parts !== 1) throw new EngineError('ERR_PROGRAM', 'the program is already split')
   if (parts === 1) return program
   const ops: ProgramOp[] = []
+  let pending: ProgramOp[][] = []
+  const emitPending = () => {
+    for (let slot = 0; slot < pending.length + stagger * (parts - 1); slot++) {
+      for (let part = 0; part < parts; part++) {
+        for (const op of pending[slot - part * stagger] ?? []) ops.push(partOf(program, op, part))
+      }
+    }
+    pending = []
+  }
   for (const group of groupByLane(program)) {
-    if (isWhole(program, group[0]!)) {
-      ops.push(...group)
+    if (!isWhole(program, group[0]!)) {
+      pending.push(group)
       continue
     }
-    for (let part = 0; part < parts; part++) {
-      for (const op of group) ops.push(partOf(program, op, part))
-    }
+    emitPending()
+    ops.push(...group)
   }
+  emitPending()
   return { ...program, parts, ops }
 }
 
 /** Ops that see all rows at once: those that produce something else than token rows. */
 function isWhole(program: Program, op: ProgramOp): boolean {
-  return opSpec(op.kind).whole === true || program.buffers[op.outputs[0]!.buffer]!.shape[0] !== 'T'
+  return findOp(op.kind)?.whole === true || program.buffers[op.outputs[0]!.buffer]!.shape[0] !== 'T'
 }
 
 /** Maximal runs of ops with the same lane, all split or all whole. */
@@ -45,7 +58,7 @@ function groupByLane(program: Program): ProgramOp[][] {
     const [first] = group ?? []
     const joins =
       first !== undefined &&
-      opSpec(first.kind).lane === opSpec(op.kind).lane &&
+      first.lane === op.lane &&
       isWhole(program, first) === isWhole(program, op)
     if (joins) group!.push(op)
     else groups.push([op])

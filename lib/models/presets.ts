@@ -1,0 +1,186 @@
+/**
+ * Published models by name, for `plan` and `simulate`: the fields of their config.json that decide
+ * sizes. Experts are given beside the config of the decoder they belong to.
+ */
+
+import { EngineError } from '../errors.ts'
+import type { JsonObject } from '../weights/json.ts'
+import { modelFromConfig } from './from-config.ts'
+import type { Model } from './types.ts'
+
+/** Routed experts in place of every layer's feed-forward. */
+export interface ExpertSizes {
+  readonly count: number
+  /** Experts that a token chooses. */
+  readonly choices: number
+  readonly intermediateSize: number
+}
+
+export interface ModelPreset {
+  readonly name: string
+  readonly model: Model
+  readonly experts?: ExpertSizes
+}
+
+interface PresetConfig {
+  readonly config: JsonObject
+  readonly dtype: 'bf16' | 'f16'
+  readonly experts?: ExpertSizes
+}
+
+const LLAMA_3 = {
+  architectures: ['LlamaForCausalLM'],
+  hidden_act: 'silu',
+  vocab_size: 128256,
+  rope_theta: 500000,
+  max_position_embeddings: 8192,
+  rms_norm_eps: 1e-5,
+  tie_word_embeddings: false,
+}
+const MIXTRAL = {
+  architectures: ['MistralForCausalLM'],
+  hidden_act: 'silu',
+  rope_theta: 1000000,
+  rms_norm_eps: 1e-5,
+  sliding_window: null,
+  tie_word_embeddings: false,
+}
+const QWEN_3 = {
+  architectures: ['Qwen3ForCausalLM'],
+  hidden_act: 'silu',
+  vocab_size: 151936,
+  rope_theta: 1000000,
+  max_position_embeddings: 40960,
+  rms_norm_eps: 1e-6,
+  head_dim: 128,
+  num_key_value_heads: 4,
+  tie_word_embeddings: false,
+}
+
+const PRESETS: Readonly<Record<string, PresetConfig>> = {
+  'llama-2-70b': {
+    dtype: 'f16',
+    config: {
+      ...LLAMA_3,
+      vocab_size: 32000,
+      rope_theta: 10000,
+      max_position_embeddings: 4096,
+      hidden_size: 8192,
+      intermediate_size: 28672,
+      num_hidden_layers: 80,
+      num_attention_heads: 64,
+      num_key_value_heads: 8,
+    },
+  },
+  'llama-3-8b': {
+    dtype: 'bf16',
+    config: {
+      ...LLAMA_3,
+      hidden_size: 4096,
+      intermediate_size: 14336,
+      num_hidden_layers: 32,
+      num_attention_heads: 32,
+      num_key_value_heads: 8,
+    },
+  },
+  'llama-3-70b': {
+    dtype: 'bf16',
+    config: {
+      ...LLAMA_3,
+      max_position_embeddings: 131072,
+      hidden_size: 8192,
+      intermediate_size: 28672,
+      num_hidden_layers: 80,
+      num_attention_heads: 64,
+      num_key_value_heads: 8,
+    },
+  },
+  'qwen2.5-72b': {
+    dtype: 'bf16',
+    config: {
+      architectures: ['Qwen2ForCausalLM'],
+      hidden_act: 'silu',
+      vocab_size: 152064,
+      rope_theta: 1000000,
+      max_position_embeddings: 32768,
+      rms_norm_eps: 1e-6,
+      hidden_size: 8192,
+      intermediate_size: 29568,
+      num_hidden_layers: 80,
+      num_attention_heads: 64,
+      num_key_value_heads: 8,
+      tie_word_embeddings: false,
+    },
+  },
+  'mixtral-8x7b': {
+    dtype: 'bf16',
+    experts: { count: 8, choices: 2, intermediateSize: 14336 },
+    config: {
+      ...MIXTRAL,
+      vocab_size: 32000,
+      max_position_embeddings: 32768,
+      hidden_size: 4096,
+      intermediate_size: 14336,
+      num_hidden_layers: 32,
+      num_attention_heads: 32,
+      num_key_value_heads: 8,
+    },
+  },
+  'mixtral-8x22b': {
+    dtype: 'bf16',
+    experts: { count: 8, choices: 2, intermediateSize: 16384 },
+    config: {
+      ...MIXTRAL,
+      vocab_size: 32768,
+      max_position_embeddings: 65536,
+      hidden_size: 6144,
+      intermediate_size: 16384,
+      num_hidden_layers: 56,
+      num_attention_heads: 48,
+      num_key_value_heads: 8,
+    },
+  },
+  'qwen3-30b-a3b': {
+    dtype: 'bf16',
+    experts: { count: 128, choices: 8, intermediateSize: 768 },
+    config: {
+      ...QWEN_3,
+      hidden_size: 2048,
+      intermediate_size: 6144,
+      num_hidden_layers: 48,
+      num_attention_heads: 32,
+    },
+  },
+  'qwen3-235b-a22b': {
+    dtype: 'bf16',
+    experts: { count: 128, choices: 8, intermediateSize: 1536 },
+    config: {
+      ...QWEN_3,
+      hidden_size: 4096,
+      intermediate_size: 12288,
+      num_hidden_layers: 94,
+      num_attention_heads: 64,
+    },
+  },
+}
+
+export function modelPresetNames(): string[] {
+  return Object.keys(PRESETS)
+}
+
+export function findModelPreset(name: string): ModelPreset | undefined {
+  if (!Object.hasOwn(PRESETS, name)) return undefined
+  const { config, dtype, experts } = PRESETS[name]!
+  const model = modelFromConfig(name, config, dtype)
+  return { name, model, ...(experts !== undefined && { experts }) }
+}
+
+/** ERR_USAGE lists the presets. */
+export function modelPreset(name: string): ModelPreset {
+  const preset = findModelPreset(name)
+  if (preset !== undefined) return preset
+  throw new EngineError(
+    'ERR_USAGE',
+    `there is no model preset ${name}; known: ${modelPresetNames().join(', ')}`,
+  )
+}

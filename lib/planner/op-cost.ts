@@ -1,0 +1,273 @@
+/**
+ * Time of one op of a program alone on its device, by kind: matmuls by waves of tiles, attention by
+ * bytes and operations, collectives by latency and bytes, everything else by the bytes it must move.
+ * An op that costs something else than its bytes is a function and a line in COSTS.
+ */
+
+import { EngineError } from '../errors.ts'
+import { DTYPE_BYTES, type Program, type ProgramBuffer, type ProgramOp } from '../program/types.ts'
+import type { Hardware } from './hardware.ts'
+import {
+  groupedMatmulBytes,
+  groupedMatmulSeconds,
+  matmulBytes,
+  matmulSeconds,
+} from './matmul-cost.ts'
+import { collectiveSeconds } from './network-cost.ts'
+import { attentionWork, type StepShape } from './step-shape.ts'
+
+export interface OpCost {
+  /** Launch included. */
+  readonly seconds: number
+  /** Multiplications and additions of one rank. */
+  readonly flops: number
+  /** Of device memory, one rank. */
+  readonly bytes: number
+  /** That one rank exchanges. */
+  readonly networkBytes: number
+  /** Of its time, what arithmetic bounds, 0..1. */
+  readonly computeShare: number
+  /** Matmuls: seconds with that many of the device's units, the others held by other lanes. */
+  readonly secondsWith?: (units: number) => number
+}
+
+/** An op with the rows it sees in a step. */
+interface CostContext {
+  readonly hardware: Hardware
+  readonly program: Program
+  readonly op: ProgramOp
+  readonly shape: StepShape
+  /** Rows of the op's part. */
+  readonly begin: number
+  readonly end: number
+}
+
+type CostFunction = (context: CostContext) => OpCost
+
+/** Cost of `op` in a step of `shape`; `bounds` are the part boundaries, [parts + 1]. */
+export function opCost(
+  hardware: Hardware,
+  program: Program,
+  op: ProgramOp,
+  shape: StepShape,
+  bounds: readonly number[],
+): OpCost {
+  const part = [...op.inputs, ...op.outputs].find((view) => view?.part !== undefined)?.part
+  const begin = part === undefined ? 0 : bounds[part]!
+  const end = part === undefined ? shape.numTokens : bounds[part + 1]!
+  const cost = COSTS[op.kind]
+  if (cost === undefined) {
+    throw new EngineError('ERR_INTERNAL', `the cost of ${op.kind} is not known`, { op: op.label })
+  }
+  if (end === begin) return NOTHING
+  return cost({ hardware, program, op, shape, begin, end })
+}
+
+const NOTHING: OpCost = { seconds: 0, flops: 0, bytes: 0, networkBytes: 0, computeShare: 0 }
+
+function bufferOf({ program, op }: CostContext, operand: 'inputs' | 'outputs', index: number) {
+  const view = op[operand][index]
+  return view ? program.buffers[view.buffer]! : undefined
+}
+
+function rowsOf({ shape, begin, end }: CostContext, buffer: ProgramBuffer): number {
+  return buffer.shape[0] === 'R' ? shape.numRows : end - begin
+}
+
+/** Columns of a matrix. */
+function colsOf(buffer: ProgramBuffer): number {
+  return buffer.shape[1] as number
+}
+
+/** Bytes of the rows that the op sees of a buffer; all of it where it has no rows of the step. */
+function seenBytes(context: CostContext, buffer: ProgramBuffer): number {
+  const [first, ...rest] = buffer.shape
+  const rows = typeof first === 'number' ? first : rowsOf(context, buffer)
+  return rest.reduce<number>(
+    (bytes, dim) => bytes * (dim as number),
+    rows * DTYPE_BYTES[buffer.dtype],
+  )
+}
+
+/** Time is what memory needs for every operand once. */
+const streaming: CostFunction = (context) => {
+  const { op, program, hardware } = context
+  const operands = [...op.inputs, ...op.outputs].filter((view) => view !== null)
+  const bytes = operands.reduce((sum, { buffer }) => {
+    const operand = program.buffers[buffer]!
+    return operand.space === 'kv' ? sum : sum + seenBytes(context, operand)
+  }, 0)
+  return memoryBound(hardware, bytes)
+}
+
+function memoryBound(hardware: Hardware, bytes: number): OpCost {
+  const seconds = hardware.launchSeconds + bytes / hardware.memoryBytesPerSecond
+  return { seconds, flops: 0, bytes, networkBytes: 0, computeShare: 0 }
+}
+
+/** A row of the table per token, and the row it becomes. */
+const embed: CostFunction = (context) =>
+  memoryBound(context.hardware, 2 * seenBytes(context, bufferOf(context, 'outputs', 0)!))
+
+/** Reads q, k and v; writes q, and k and v into the cache. */
+const splitRopeCache: CostFunction = (context) =>
+  memoryBound(context.hardware, 2 * seenBytes(context, bufferOf(context, 'inputs', 0)!))
+
+const gatherRows: CostFunction = (context) =>
+  memoryBound(context.hardware, 2 * seenBytes(context, bufferOf(context, 'outputs', 0)!))
+
+function matmulOf(context: CostContext): OpCost {
+  const { hardware } = context
+  const x = bufferOf(context, 'inputs', 0)!
+  const weight = bufferOf(context, 'inputs', 1)!
+  const shape = {
+    rows: rowsOf(context, x),
+    cols: weight.shape[0] as number,
+    depth: colsOf(weight),
+    elementBytes: DTYPE_BYTES[x.dtype],
+    weightBytes: DTYPE_BYTES[weight.dtype],
+  }
+  const secondsWith = (units: number) =>
+    hardware.launchSeconds + matmulSeconds(hardware, shape, units)
+  return {
+    seconds: secondsWith(hardware.units),
+    secondsWith,
+    flops: 2 * shape.rows * shape.cols * shape.depth,
+    bytes: matmulBytes(shape),
+    networkBytes: 0,
+    computeShare: 1,
+  }
+}
+
+/** x [T, choices·K or K], weight [experts·N, K]: every row with its choices of the experts. */
+const groupedMatmul: CostFunction = (context) => {
+  const { hardware, op, begin, end } = context
+  const x = bufferOf(context, 'inputs', 0)!
+  const weight = bufferOf(context, 'inputs', 1)!
+  const [experts, choices] = [op.attrs.experts as number, op.attrs.choices as number]
+  const shape = {
+    rows: (end - begin) * choices,
+    cols: (weight.shape[0] as number) / experts,
+    depth: colsOf(weight),
+    experts,
+    choices,
+    elementBytes: DTYPE_BYTES[x.dtype],
+    weightBytes: DTYPE_BYTES[weight.dtype],
+  }
+  const secondsWith = (units: number) =>
+    hardware.launchSeconds + groupedMatmulSeconds(hardware, shape, units)
+  return {
+    seconds: secondsWith(hardware.units),
+    secondsWith,
+    flops: 2 * shape.rows * shape.cols * shape.depth,
+    bytes: groupedMatmulBytes(shape),
+    networkBytes: 0,
+    computeShare: 1,
+  }
+}
+
+/** Rows of a prompt that one block takes. */
+const ATTENTION_ROWS = 128
+
+/** Rows that decode stream their keys and values; the others multiply. One launch does both. */
+const attention: CostFunction = (context) => {
+  const { hardware, op, shape, begin, end } = context
+  const number = (name: string) => op.attrs[name] as number
+  const window = op.attrs.window as number | undefined
+  const work = attentionWork(shape, begin, end, window)
+  const { decodeKeys, prefillPairs, prefillKeys, longestRow } = work
+  const kv = bufferOf(context, 'inputs', 1)!
+  const keyBytes = 2 * number('kv_heads') * number('head_dim') * DTYPE_BYTES[kv.dtype]
+  const pairFlops = 4 * number('heads') * number('head_dim')
+  const q = seenBytes(context, bufferOf(context, 'inputs', 0)!)
+  const decodeBytes = decodeKeys * keyBytes
+  const prefillBytes = prefillKeys * keyBytes + 2 * q
+  const prefillFlops = prefillPairs * pairFlops
+  const { memoryBytesPerSecond, pagedEfficiency, attentionFlopPerSecond, launchSeconds } = hardware
+  // The last rows of a long prompt are one block's work, and nobody shares it.
+  const longest = 4 * number('head_dim') * ATTENTION_ROWS * longestRow * hardware.units
+  const arithmetic = Math.max(prefillFlops, longest) / attentionFlopPerSecond
+  const seconds =
+    launchSeconds +
+    decodeBytes / (memoryBytesPerSecond * pagedEfficiency) +
+    Math.max(arithmetic, prefillBytes / memoryBytesPerSecond)
+  return {
+    seconds,
+    computeShare: arithmetic / seconds,
+    flops: prefillFlops + decodeKeys * pairFlops,
+    bytes: decodeBytes + prefillBytes,
+    networkBytes: 0,
+  }
+}
+
+function collectiveOf(
+  context: CostContext,
+  collective: 'all_reduce' | 'reduce_scatter' | 'all_gather',
+  buffer: ProgramBuffer,
+): OpCost {
+  const { hardware, program } = context
+  const bytes = seenBytes(context, buffer)
+  const seconds = collectiveSeconds(hardware, collective, bytes, program.tp)
+  const passes = collective === 'all_reduce' ? 2 : 1
+  return {
+    seconds: hardware.launchSeconds + seconds,
+    flops: 0,
+    bytes: 2 * bytes,
+    networkBytes: (passes * bytes * (program.tp - 1)) / program.tp,
+    computeShare: 0,
+  }
+}
+
+const allReduce: CostFunction = (context) =>
+  collectiveOf(context, 'all_reduce', bufferOf(context, 'inputs', 0)!)
+
+const reduceScatter: CostFunction = (context) =>
+  collectiveOf(context, 'reduce_scatter', bufferOf(context, 'inputs', 0)!)
+
+const allGather: CostFunction = (context) =>
+  collectiveOf(context, 'all_gather', bufferOf(context, 'outputs', 0)!)
+
+/** The sum's rows are normalised in passing: what is left is the residual of the rows a rank owns. */
+const allReduceRmsNorm: CostFunction = (context) => {
+  const { hardware, program } = context
+  const sum = allReduce(context)
+  const residual = (2 * seenBytes(context, bufferOf(context, 'inputs', 1)!)) / program.tp
+  return {
+    ...sum,
+    seconds: sum.seconds + residual / hardware.memoryBytesPerSecond,
+    bytes: sum.bytes + residual,
+  }
+}
+
+/** Probabilities of every candidate are read a few times over. */
+const sample: CostFunction = (context) => {
+  const logits = seenBytes(context, bufferOf(context, 'inputs', 0)!)
+  return memoryBound(context.hardware, 4 * logits)
+}
+
+const nothing: CostFunction = () => NOTHING
+
+const COSTS: Readonly<Record<string, CostFunction | undefined>> = {
+  embed,
+  rope_table: streaming,
+  rms_norm: streaming,
+  add_rms_norm: streaming,
+  matmul: matmulOf,
+  split_rope_cache: splitRopeCache,
+  attention,
+  silu_mul: streaming,
+  gelu_mul: streaming,
+  gather_rows: gatherRows,
+  logits: matmulOf,
+  all_gather: allGather,
+  sample,
+  all_reduce: allReduce,
+  reduce_scatter: reduceScatter,
+  all_reduce_rms_norm: allReduceRmsNorm,
+  copy: streaming,
+  stall: nothing,
+  moe_route: matmulOf,
+  moe_dispatch: streaming,
+  grouped_matmul: groupedMatmul,
+  moe_combine: streaming,
+}
