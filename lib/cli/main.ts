@@ -43,6 +43,7 @@ Examples:
   nanoweave generate MODEL --chat "Hello!" --tp 2 --json
   nanoweave chat MODEL --temperature 0.7
   nanoweave serve MODEL --port 8000
+  nanoweave bench serve --url http://127.0.0.1:8000 --rate 4 --duration 60
   nanoweave score MODEL --tokens 1,680,679 --json
   nanoweave inspect MODEL
   nanoweave doctor
@@ -60,14 +61,18 @@ function createProgram(interrupt: Interrupt): Command {
     .version(packageVersion())
     .addHelpText('after', examples)
     .showHelpAfterError('(nanoweave --help lists the commands and options)')
+    // `bench serve` has options of its own, some named as those of `bench`.
+    .enablePositionalOptions()
     .exitOverride()
   for (const register of commands) register(program, interrupt)
-  for (const command of program.commands) {
-    command
-      .exitOverride()
-      .showHelpAfterError(`(nanoweave ${command.name()} --help lists the options)`)
-  }
+  for (const command of program.commands) explainUsage(command, command.name())
   return program
+}
+
+/** Usage errors of a command and of those below it end in its exit code, and say where help is. */
+function explainUsage(command: Command, name: string): void {
+  command.exitOverride().showHelpAfterError(`(nanoweave ${name} --help lists the options)`)
+  for (const inner of command.commands) explainUsage(inner, `${name} ${inner.name()}`)
 }
 
 /** Says what went wrong on stderr; returns the exit code. `command`: the one that ran, if any. */

@@ -3,7 +3,6 @@
  * progress to stderr. Exits 1 when a result was wrong.
  */
 
-import { writeFile } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
 import { type Command, InvalidArgumentError, Option } from 'commander'
@@ -13,6 +12,8 @@ import { EXIT_FAILED } from '../exit-codes.ts'
 import type { Interrupt } from '../interrupt.ts'
 import { parseNumber } from '../options.ts'
 import { note, writeOut } from '../output.ts'
+import { saveFile } from '../save.ts'
+import { registerBenchServe } from './bench-serve.ts'
 
 interface BenchFlags {
   readonly list?: true
@@ -42,14 +43,6 @@ function parseShare(text: string): number {
   const value = parseNumber(text)
   if (value < 0 || value > 1) throw new InvalidArgumentError('expected a number from 0 to 1')
   return value
-}
-
-async function save(file: string, text: string): Promise<void> {
-  try {
-    await writeFile(file, text)
-  } catch (cause) {
-    throw new EngineError('ERR_IO', `cannot write ${file}: ${(cause as Error).message}`, { cause })
-  }
 }
 
 const examples = `
@@ -112,8 +105,8 @@ async function runBench(
   const report = await bench.runSuite(suite, context, peaks)
   const document = `${JSON.stringify(report, null, 2)}\n`
   await writeOut(flags.json === '-' ? document : bench.formatReport(report))
-  if (flags.json !== undefined && flags.json !== '-') await save(flags.json, document)
-  if (flags.html !== undefined) await save(flags.html, bench.renderHtml(report))
+  if (flags.json !== undefined && flags.json !== '-') await saveFile(flags.json, document)
+  if (flags.html !== undefined) await saveFile(flags.html, bench.renderHtml(report))
   if (bench.countWrong(report) > 0) {
     note('some results are wrong: see the last column')
     process.exitCode = EXIT_FAILED
@@ -121,8 +114,9 @@ async function runBench(
 }
 
 export function registerBench(program: Command, { signal }: Interrupt): void {
-  program
+  const bench = program
     .command('bench')
+    .enablePositionalOptions()
     .argument('[SUITE]', 'which suite; --list shows them')
     .summary('measure an op or the whole engine')
     .description('Verifies one bench suite, then measures it against the machine and a baseline.')
@@ -148,4 +142,5 @@ export function registerBench(program: Command, { signal }: Interrupt): void {
     .option('--html <FILE>', 'write the report as one HTML page')
     .addHelpText('after', examples)
     .action((name: string | undefined, flags: BenchFlags) => runBench(name, flags, signal))
+  registerBenchServe(bench, signal)
 }
