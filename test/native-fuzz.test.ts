@@ -33,6 +33,7 @@ const LIMITS = {
   blockSize: 16,
   maxBlocksPerSeq: 4,
   numSlots: 4,
+  numHostBlocks: 6,
 }
 
 const INTERESTING = [-1, 0, 1, 2, 3, 4, 15, 16, 17, 64, 127, 128, 4096, 2 ** 31 - 1, -(2 ** 31)]
@@ -69,7 +70,11 @@ function mutateText(text: string, random: Random): string {
 }
 
 /** 21 tokens of two sequences that sample with penalties, a bias and log-probabilities. */
-function validStep(blockCopies: readonly number[] = [2, 5]): Int32Array {
+function validStep(
+  blockCopies: readonly number[] = [2, 5],
+  swapOut: readonly number[] = [3, 0, 2, 6, 2, 1],
+  swapIn: readonly number[] = [4, 1, 2],
+): Int32Array {
   const range = (length: number) => Array.from({ length }, (_, index) => index)
   const flags = ROW_FLAG.sample | ROW_FLAG.logprob | ROW_FLAG.logits | (4 << 8)
   const params = (slot: number) => [
@@ -94,6 +99,8 @@ function validStep(blockCopies: readonly number[] = [2, 5]): Int32Array {
       [STEP_SECTION.slotHistory, [0, 3, 1, 2, 3]],
       [STEP_SECTION.slotBias, [1, 1, 4, ...wordsOf(-2)]],
       [STEP_SECTION.blockCopies, blockCopies],
+      [STEP_SECTION.swapOut, swapOut],
+      [STEP_SECTION.swapIn, swapIn],
     ]),
   )
 }
@@ -142,6 +149,45 @@ describe('a real program', () => {
     ['more copies than blocks', Array.from({ length: 18 }, () => 1), 'ERR_STEP'],
   ])('block copies: %s', async (_, copies, expected) => {
     expect(await outcome(runtime.submit(program, validStep(copies)))).toBe(expected)
+  })
+
+  test.each<[string, number[], number[], string]>([
+    ['a run of all blocks', [0, 0, 6], [2, 0, 6], 'ran'],
+    ['a host block twice', [0, 2, 2, 4, 3, 1], [], 'ERR_STEP'],
+    ['a device block twice', [], [0, 2, 2, 1, 4, 1], 'ERR_STEP'],
+    ['a device block copied out twice', [0, 2, 2, 0, 4, 2], [], 'ran'],
+    ['a run past the host', [0, 5, 2], [], 'ERR_STEP'],
+    ['a run past the cache', [], [7, 0, 2], 'ERR_STEP'],
+    ['an empty run', [0, 0, 0], [], 'ERR_STEP'],
+    ['a negative run', [4, 4, -2], [], 'ERR_STEP'],
+    ['a run of 2^31 - 1', [], [1, 1, 2 ** 31 - 1], 'ERR_STEP'],
+    ['two thirds of a run', [0, 0], [], 'ERR_STEP'],
+  ])('swaps: %s', async (_, out, back, expected) => {
+    expect(await outcome(runtime.submit(program, validStep([], out, back)))).toBe(expected)
+  })
+
+  test('swaps move blocks to the host, then back, then the copies', async () => {
+    const name = compiled.program.buffers.find((buffer) => buffer.space === 'kv')!.name
+    const rowBytes = (await runtime.read(-1, name, 1)).length / LIMITS.numBlocks
+    const fill = new Uint8Array(LIMITS.numBlocks * rowBytes)
+    for (let block = 0; block < LIMITS.numBlocks; block++)
+      fill.fill(block + 1, block * rowBytes, (block + 1) * rowBytes)
+    await runtime.write(-1, name, 1, fill)
+    // Blocks 0..2 belong to the step's sequences and are written by it.
+    await runtime.submit(program, validStep([7, 3], [4, 0, 3], [6, 0, 2, 5, 2, 1]))
+    const after = await runtime.read(-1, name, 1)
+    const contents = [3, 4, 5, 6, 7].map((block) => {
+      const bytes = after.subarray(block * rowBytes, (block + 1) * rowBytes)
+      return bytes.every((byte) => byte === bytes[0]) ? bytes[0] : -1
+    })
+    // {4, 5, 6} → host 0..2; 6 and 7 ← host 0 and 1, 5 ← host 2; 3 ← 7.
+    expect(contents).toEqual([6, 5, 7, 5, 6])
+  })
+
+  test('a program that swaps needs weights loaded with as many host blocks', async () => {
+    const limits = { ...LIMITS, numHostBlocks: 7 }
+    const wrong = { ...compiled.program, limits: { ...compiled.program.limits, ...limits } }
+    expect(await outcome(runtime.loadProgram(JSON.stringify(wrong)))).toBe('ERR_PROGRAM')
   })
 
   test('4,000 damaged steps', async () => {

@@ -1,17 +1,25 @@
-/** What the scheduler promises, on random traces of arrivals, stops and cancels. */
+/**
+ * What the scheduler promises, on random traces of arrivals, stops and cancels, for every combination
+ * of policies; and that the recorded events of each trace replay to the same plans.
+ */
 
 import { describe, expect, it } from 'vitest'
 import type { EngineError } from '../lib/errors.ts'
+import type { SchedulerConfig, SchedulerStats } from '../lib/scheduler/config.ts'
+import { createEventRecorder, logConfig, type SchedulerEvent } from '../lib/scheduler/event-log.ts'
 import type { StepPlan } from '../lib/scheduler/plan.ts'
-import { createPolicy } from '../lib/scheduler/policies/index.ts'
+import { ADMISSIONS, BUDGETS, ORDERS, VICTIMS } from '../lib/scheduler/policies/index.ts'
+import { replayEvents } from '../lib/scheduler/replay.ts'
 import type { Sequence } from '../lib/scheduler/sequence.ts'
 import { createRandom, type Random } from './support/random.ts'
-import { BLOCK, Driver, eager } from './support/schedule-driver.ts'
+import { BLOCK, Driver, eager, hashWords } from './support/schedule-driver.ts'
 
-interface Trace {
-  readonly driver: Driver
-  readonly all: Set<Sequence>
-  readonly ended: Set<Sequence>
+/** Of the driver's clock, which counts plans. */
+const STARVATION_MS = 30
+const NUM_TRACES = 1080
+
+function requireAll(problems: readonly string[]): void {
+  if (problems.length > 0) expect(problems).toEqual([])
 }
 
 function checkPlan(driver: Driver, plan: StepPlan): void {
@@ -39,26 +47,86 @@ function checkPlan(driver: Driver, plan: StepPlan): void {
   if (rows !== plan.numRows || rows > maxRows) problems.push(`rows ${rows}`)
   if (plan.numSeqs > maxNumSeqs) problems.push('too many sequences')
   if (partial > (maxPartialPrefills ?? 4) + 1) problems.push(`${partial} partial prompts`)
-  expect(problems).toEqual([])
+  requireAll(problems)
 }
 
-/** Refcounts equal the number of holders; free + cached + used = total; slots are distinct. */
-function checkPool({ driver, all }: Trace): void {
+/**
+ * The contents of KV blocks as the steps of a driver leave them: the position and sequence that wrote
+ * each slot. Swaps are done as a backend does them; what a step attends to must be what was written.
+ */
+class KvModel {
+  readonly #device: string[]
+  readonly #host: string[]
+
+  constructor(config: SchedulerConfig) {
+    this.#device = new Array(config.numBlocks * BLOCK).fill('')
+    this.#host = new Array((config.numHostBlocks ?? 0) * BLOCK).fill('')
+  }
+
+  run(plan: StepPlan): void {
+    for (const [runs, isOut] of [
+      [plan.swapOuts, true],
+      [plan.swapIns, false],
+    ] as const)
+      for (let at = 0; at < runs.length; at += 3)
+        for (let i = 0; i < runs.word(at + 2) * BLOCK; i++) {
+          const device = runs.word(at) * BLOCK + i
+          const host = runs.word(at + 1) * BLOCK + i
+          if (isOut) this.#host[host] = this.#device[device]
+          else this.#device[device] = this.#host[host]
+        }
+    const problems: string[] = []
+    for (let i = 0; i < plan.numSeqs; i++) {
+      const sequence = plan.seqs[i]
+      const end = plan.starts[i] + plan.counts[i]
+      for (let position = 0; position < end; position++) {
+        const slot = sequence.blocks[Math.floor(position / BLOCK)] * BLOCK + (position % BLOCK)
+        // Tokens of a step in flight are known by who will sample them.
+        const known = position < sequence.numConfirmed
+        const content = `${position}:${known ? sequence.tokens[position] : `of ${sequence.id}`}`
+        if (position >= plan.starts[i]) this.#device[slot] = content
+        else if (known && this.#device[slot] !== content && !this.#isOwn(slot, position, sequence))
+          problems.push(`${sequence.id} finds ${this.#device[slot]}, not ${content}`)
+      }
+    }
+    requireAll(problems)
+  }
+
+  /** Written before its token was known. */
+  #isOwn(slot: number, position: number, sequence: Sequence): boolean {
+    return this.#device[slot] === `${position}:of ${sequence.id}`
+  }
+}
+
+/** Who holds what adds up, on the device and on the host. */
+function checkPool(driver: Driver, all: ReadonlySet<Sequence>): void {
   const { blocks, config } = driver.scheduler
+  const { pinnedBlocks, hostBlocksUsed } = driver.scheduler.stats()
   const holders = new Int32Array(config.numBlocks)
   const slots = new Set<number>()
   let withSlot = 0
+  let swapped = 0
   for (const sequence of all) {
     for (let i = 0; i < sequence.numBlocks; i++) holders[sequence.blocks[i]]++
-    if (sequence.slot >= 0) {
-      withSlot++
-      slots.add(sequence.slot)
-    }
+    swapped += sequence.hostCount
+    if (sequence.slot < 0) continue
+    withSlot++
+    slots.add(sequence.slot)
   }
-  expect(slots.size).toBe(withSlot)
-  expect(holders.every((count, block) => count === blocks.refCount(block))).toBe(true)
-  expect(blocks.numFree + blocks.numCached + blocks.numUsed).toBe(config.numBlocks)
-  expect(blocks.numUsed).toBe(holders.reduce((used, count) => used + (count > 0 ? 1 : 0), 0))
+  let pinned = 0
+  const problems: string[] = []
+  for (let block = 0; block < config.numBlocks; block++) {
+    const beyond = blocks.refCount(block) - holders[block]
+    if (beyond < 0) problems.push(`block ${block} has more holders than references`)
+    pinned += beyond
+  }
+  if (slots.size !== withSlot) problems.push('a slot is held twice')
+  if (pinned !== pinnedBlocks) problems.push(`${pinned} pinned, ${pinnedBlocks} counted`)
+  if (blocks.numFree + blocks.numCached + blocks.numUsed !== config.numBlocks)
+    problems.push('free + cached + used')
+  if (swapped !== hostBlocksUsed || swapped > (config.numHostBlocks ?? 0))
+    problems.push(`${swapped} swapped, ${hostBlocksUsed} counted`)
+  requireAll(problems)
 }
 
 function randomPrompt(random: Random): number[] {
@@ -72,109 +140,195 @@ function randomPrompt(random: Random): number[] {
   ]
 }
 
-function runTrace(seed: number, steps: number): Driver {
+/** Trace `seed` has combination `seed` of the policies: all of them come up in turn. */
+function policyOf(seed: number) {
+  const pick = <T>(list: readonly T[], at: number): T => list[at % list.length]
+  const policy = {
+    order: pick(ORDERS, seed),
+    budget: pick(BUDGETS, Math.floor(seed / 6)),
+    victim: pick(VICTIMS, Math.floor(seed / 18)),
+    admission: pick([...ADMISSIONS, eager.admission], Math.floor(seed / 54)),
+  }
+  return policy
+}
+
+interface TraceResult {
+  readonly driver: Driver
+  readonly events: SchedulerEvent[]
+  readonly stats: SchedulerStats
+  readonly sequences: ReadonlySet<Sequence>
+}
+
+function runTrace(seed: number, steps: number): TraceResult {
   const random = createRandom(seed)
   const depth = random.int(1, 3)
-  const driver = new Driver({
-    numBlocks: random.int(30, 90),
+  const events: SchedulerEvent[] = []
+  const config = {
+    numBlocks: random.int(30, 60),
+    numHostBlocks: random.int(0, 2) * 20,
     maxNumSeqs: 6,
     numSlots: 12,
     maxNumBatchedTokens: random.int(12, 48),
     maxRows: random.int(6, 12),
     prefixCache: random.int(0, 3) > 0,
     maxWaiting: 20,
-    policy: random.int(0, 1) === 0 ? eager : createPolicy(),
-  })
-  const trace: Trace = { driver, all: new Set(), ended: new Set() }
-  const finish = (sequences: Sequence[]) => {
+    starvationMs: STARVATION_MS,
+    policy: policyOf(seed),
+    observer: createEventRecorder(hashWords, (event) => events.push(event)),
+  }
+  const driver = new Driver(config)
+  events.push(logConfig(driver.scheduler.config))
+  const kv = new KvModel(driver.scheduler.config)
+  const all = new Set<Sequence>()
+  const ended = new Set<Sequence>()
+  const finish = (sequences: readonly Sequence[]) => {
     for (const sequence of sequences) {
-      expect(trace.ended.has(sequence)).toBe(false)
-      trace.ended.add(sequence)
+      if (ended.has(sequence)) expect(`${sequence.id} ended twice`).toBe('')
+      ended.add(sequence)
     }
   }
+  const plan = () => {
+    const now = driver.now
+    const waited = [...all].filter((sequence) => sequence.state === 'waiting')
+    const planned = driver.plan()
+    if (planned !== undefined) {
+      checkPlan(driver, planned)
+      kv.run(planned)
+    }
+    const youngest = Math.max(
+      -1,
+      ...waited.filter(({ state }) => state === 'running').map(({ id }) => id),
+    )
+    const overtaken = waited.find(
+      ({ state, id, arrivalMs }) =>
+        state === 'waiting' && id < youngest && now - arrivalMs >= STARVATION_MS,
+    )
+    if (overtaken !== undefined) expect(`${overtaken.id} overtaken by ${youngest}`).toBe('')
+    return planned
+  }
   const stops = () => random.int(0, 15) === 0
+  const settle = () => {
+    const { numTokens } = driver.inFlight[0]
+    finish(driver.settle(stops, random.int(0, 4) === 0 ? 0 : 0.2 + 0.1 * numTokens))
+  }
   for (let step = 0; step < steps; step++) {
     for (let arrivals = random.int(0, 2); arrivals > 0; arrivals--) {
-      const kind = (['generate', 'generate', 'generate', 'score', 'forward'] as const)[
-        random.int(0, 4)
-      ]
-      const prompt = randomPrompt(random)
-      if (kind === 'score' && prompt.length === 1) continue
-      try {
-        trace.all.add(driver.add(prompt, random.int(1, 40), { kind, priority: random.int(0, 2) }))
-      } catch (error) {
-        expect(['ERR_QUEUE_FULL', 'ERR_KV_EXHAUSTED']).toContain((error as EngineError).code)
-      }
+      const sequence = addRandom(driver, random)
+      if (sequence !== undefined) all.add(sequence)
     }
     if (random.int(0, 3) === 0) {
-      const alive = [...trace.all].filter((sequence) => !trace.ended.has(sequence))
+      const alive = [...all].filter((sequence) => !ended.has(sequence))
       if (alive.length > 0) {
         const victim = alive[random.int(0, alive.length - 1)]
-        driver.scheduler.end(victim, 'cancelled')
+        driver.scheduler.end(victim, random.int(0, 1) === 0 ? 'cancelled' : 'deadline')
         finish([victim])
         // A second end is not an event.
         driver.scheduler.end(victim, 'finished')
       }
     }
-    if (driver.inFlight.length < depth) {
-      const plan = driver.plan()
-      if (plan !== undefined) checkPlan(driver, plan)
-    }
+    if (driver.inFlight.length < depth) plan()
     if (driver.inFlight.length === depth || (driver.inFlight.length > 0 && random.int(0, 1) === 0))
-      finish(driver.settle(stops))
-    if (step % 8 === 0) checkPool(trace)
+      settle()
+    if (step % 4 === 0) checkPool(driver, all)
   }
-  // No starvation: whatever is left ends within a bounded number of steps.
+  // Whatever is left ends within a bounded number of steps.
   for (let step = 0; driver.scheduler.numUnfinished > 0; step++) {
-    expect(step).toBeLessThan(4000)
-    const plan = driver.inFlight.length < depth ? driver.plan() : undefined
-    if (plan !== undefined) checkPlan(driver, plan)
-    else finish(driver.settle(stops))
+    if (step === 4000) expect(driver.scheduler.numUnfinished).toBe(0)
+    const planned = driver.inFlight.length < depth ? plan() : undefined
+    if (planned === undefined) settle()
   }
-  while (driver.inFlight.length > 0) finish(driver.settle(stops))
-  checkPool(trace)
-  expect(driver.scheduler.blocks.numUsed).toBe(0)
-  expect(driver.scheduler.numFreeSlots).toBe(driver.scheduler.config.numSlots)
-  expect(trace.ended.size).toBe(trace.all.size)
-  for (const sequence of trace.all) {
-    expect(sequence.state).toBe('ended')
+  while (driver.inFlight.length > 0) settle()
+  checkPool(driver, all)
+  checkEnd(driver, all, ended)
+  return { driver, events, stats: driver.scheduler.stats(), sequences: all }
+}
+
+function addRandom(driver: Driver, random: Random): Sequence | undefined {
+  const kinds = ['generate', 'generate', 'generate', 'score', 'forward'] as const
+  const kind = kinds[random.int(0, 4)]
+  const prompt = randomPrompt(random)
+  if (kind === 'score' && prompt.length === 1) return undefined
+  try {
+    return driver.add(prompt, random.int(1, 40), {
+      kind,
+      priority: random.int(0, 2),
+      ...(random.int(0, 2) > 0 && { program: `program ${random.int(0, 3)}` }),
+      ...(random.int(0, 2) === 0 && { tpotTargetMs: random.int(1, 4) }),
+      pinTtlMs: random.int(0, 3) === 0 ? random.int(1, 40) : 0,
+      salt: random.int(0, 5) === 0 ? 'other' : '',
+    })
+  } catch (error) {
+    expect(['ERR_QUEUE_FULL', 'ERR_KV_EXHAUSTED']).toContain((error as EngineError).code)
+    return undefined
+  }
+}
+
+function checkEnd(driver: Driver, all: ReadonlySet<Sequence>, ended: ReadonlySet<Sequence>): void {
+  const { scheduler } = driver
+  const stats = scheduler.stats()
+  const problems: string[] = []
+  if (stats.hostBlocksUsed !== 0) problems.push('host blocks left')
+  if (scheduler.blocks.numUsed > stats.pinnedBlocks) problems.push('blocks left')
+  if (scheduler.numFreeSlots !== scheduler.config.numSlots) problems.push('slots left')
+  if (ended.size !== all.size) problems.push('a sequence never ended')
+  for (const sequence of all) {
+    if (sequence.state !== 'ended') problems.push(`${sequence.id} is ${sequence.state}`)
     const output = sequence.tokens.subarray(sequence.promptLen, sequence.numConfirmed)
-    expect(output.every((token, i) => token === 7 * sequence.id + sequence.promptLen + i)).toBe(
-      true,
-    )
+    if (!output.every((token, i) => token === 7 * sequence.id + sequence.promptLen + i))
+      problems.push(`${sequence.id} has tokens of another`)
   }
-  return driver
+  requireAll(problems)
+  // Pins end with their time, if nothing else ended them.
+  driver.now += 1000
+  expect(driver.plan()).toBeUndefined()
+  expect(scheduler.blocks.numUsed).toBe(0)
 }
 
 describe('Scheduler on random traces', () => {
-  it('keeps its promises', () => {
-    let preemptions = 0
-    let dropped = 0
-    let hits = 0
-    for (let seed = 1; seed <= 60; seed++) {
-      const stats = runTrace(seed, 250).scheduler.stats()
-      preemptions += stats.preemptions
-      dropped += stats.droppedTokens
-      hits += stats.prefixHits
-    }
-    // The traces reach the interesting states.
-    expect(Math.min(preemptions, dropped, hits)).toBeGreaterThan(100)
+  const PARTS = 9
+  const totals = { preemptions: 0, droppedTokens: 0, prefixHits: 0, swapsOut: 0, swapsIn: 0 }
+  /** How often each reason was given. */
+  const reasons = new Map<string, number>()
+
+  it.each(Array.from({ length: PARTS }, (_, part) => part))(
+    'keeps its promises and replays, part %i',
+    { timeout: 120_000 },
+    (part) => {
+      for (let seed = part; seed < NUM_TRACES; seed += PARTS) {
+        const { events, stats, sequences } = runTrace(seed, 60)
+        for (const name of Object.keys(totals) as (keyof typeof totals)[])
+          totals[name] += stats[name]
+        for (const { decisions } of sequences)
+          for (const { reason, count } of decisions)
+            reasons.set(reason, (reasons.get(reason) ?? 0) + count)
+        const replay = replayEvents(JSON.parse(JSON.stringify(events)), {
+          hash: hashWords,
+          policy: policyOf(seed),
+        })
+        expect(replay.firstDifference, `trace ${seed}`).toBe(-1)
+        expect(replay.numEvents).toBe(events.length)
+      }
+    },
+  )
+
+  it('reaches the interesting states in those traces', () => {
+    expect(Math.min(...Object.values(totals))).toBeGreaterThan(500)
+    const rare = ['pinned', 'admitted_overdue', 'stalled_blocks', 'deferred_budget', 'deadline']
+    expect(rare.filter((reason) => (reasons.get(reason) ?? 0) < 100)).toEqual([])
   })
 
-  it('gives the same plans for the same events', () => {
-    expect(runTrace(123, 200).log).toEqual(runTrace(123, 200).log)
-  })
-
-  it('does not grow over many steps', () => {
-    const driver = new Driver()
-    let ended = 0
-    for (let step = 0; step < 20_000; step++) {
-      if (driver.scheduler.stats().waiting < 4) driver.add(randomPrompt(createRandom(step)), 10)
-      if (driver.plan() === undefined || driver.inFlight.length === 2)
-        ended += driver.settle().length
-      driver.log.length = 0
-    }
-    expect(ended).toBeGreaterThan(1000)
-    driver.drain()
+  it('notices a log that differs in one token or one call', () => {
+    const seed = 7
+    const { events } = runTrace(seed, 60)
+    const options = { hash: hashWords, policy: policyOf(seed) }
+    const at = events.findIndex((event) => event.type === 'add' && event.maxTokens > 3)
+    const changed = events.map((event, i) =>
+      i === at && event.type === 'add' ? { ...event, prompt: event.prompt.slice(1) } : event,
+    )
+    expect(replayEvents(changed, options).firstDifference).toBeGreaterThan(at)
+    const hashes = (list: readonly SchedulerEvent[]) => replayEvents(list, options).hashes
+    expect(hashes(events)).toEqual(hashes(events))
+    expect(new Set(hashes(events)).size).toBe(hashes(events).length)
+    expect(() => replayEvents(events.slice(1), options)).toThrow()
   })
 })

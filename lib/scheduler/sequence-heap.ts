@@ -9,31 +9,12 @@ function comesBefore(a: Sequence, b: Sequence): boolean {
 export class SequenceHeap {
   readonly #items: Sequence[] = []
 
-  get size(): number {
-    return this.#items.length
-  }
-
   get first(): Sequence {
     return this.#items[0]
   }
 
-  clear(): void {
-    for (const sequence of this.#items) sequence.heapIndex = -1
-    this.#items.length = 0
-  }
-
-  /** Adds without ordering; call `heapify` before anything else. */
-  append(sequence: Sequence): void {
-    sequence.heapIndex = this.#items.push(sequence) - 1
-  }
-
-  heapify(): void {
-    for (let i = (this.#items.length >> 1) - 1; i >= 0; i--) this.#sink(i)
-  }
-
   push(sequence: Sequence): void {
-    this.append(sequence)
-    this.#rise(sequence.heapIndex)
+    this.#rise(this.#items.push(sequence) - 1)
   }
 
   remove(sequence: Sequence): void {

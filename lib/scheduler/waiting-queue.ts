@@ -1,7 +1,7 @@
 /**
  * WaitingQueue: sequences that wait for their first admission, in order of arrival (a linked list
  * through the sequences) and in the order of a policy. Fixed keys live in a heap. Others are computed
- * when a step admits: one pass finds the first, and only a step that admits more orders them all.
+ * when a step admits: one pass finds the first few, which is more than most steps admit.
  * A sequence that has waited `starvationMs` is first whatever the policy says, oldest before younger:
  * that is the bound on starvation.
  */
@@ -9,6 +9,9 @@
 import type { OrderPolicy, OrderState } from './policy.ts'
 import type { Sequence } from './sequence.ts'
 import { SequenceHeap } from './sequence-heap.ts'
+
+/** Sequences that one pass finds. */
+const MAX_FIRST = 16
 
 export class WaitingQueue {
   readonly #order: OrderPolicy
@@ -18,8 +21,8 @@ export class WaitingQueue {
   #tail: Sequence | undefined
   #size = 0
   #numTokens = 0
-  /** Candidates handed out in this step; keys that change are good for one step. */
-  #numAsked = 0
+  /** Keys that change: the first in order, as of this step. */
+  readonly #first: Sequence[] = []
 
   constructor(order: OrderPolicy, starvationMs: number) {
     this.#order = order
@@ -61,12 +64,13 @@ export class WaitingQueue {
     this.#size--
     this.#numTokens -= sequence.numTokens
     if (sequence.heapIndex >= 0) this.#heap.remove(sequence)
+    const index = this.#first.indexOf(sequence)
+    if (index >= 0) this.#first.splice(index, 1)
   }
 
   /** A step begins to admit. */
   begin(): void {
-    this.#numAsked = 0
-    if (!this.#order.isFixed) this.#heap.clear()
+    this.#first.length = 0
   }
 
   /** The oldest has waited so long that it goes first. */
@@ -83,10 +87,8 @@ export class WaitingQueue {
     const { isFixed, maxWaiting = Number.POSITIVE_INFINITY } = this.#order
     if (this.isOverdue(state.nowMs) || this.#size > maxWaiting) return head
     if (isFixed) return this.#heap.first
-    this.#numAsked++
-    if (this.#numAsked === 1) return this.#findFirst(head, state, probe)
-    if (this.#numAsked === 2) this.#orderAll()
-    return this.#heap.first
+    if (this.#first.length === 0) this.#findFirst(state, probe)
+    return this.#first[0]
   }
 
   /** How many arrived before it and still wait. */
@@ -96,20 +98,23 @@ export class WaitingQueue {
     return position
   }
 
-  #findFirst(head: Sequence, state: OrderState, probe: (sequence: Sequence) => void): Sequence {
+  /** One pass over all that wait, for those that the next admissions of this step will ask for. */
+  #findFirst(state: OrderState, probe: (sequence: Sequence) => void): void {
     const order = this.#order
-    let first = head
-    for (let at: Sequence | undefined = head; at !== undefined; at = at.waitsBefore) {
+    const first = this.#first
+    for (let at = this.#head; at !== undefined; at = at.waitsBefore) {
       if (order.usesPrefix) probe(at)
-      at.orderKey = order.key(at, state)
-      // In order of arrival: among equals the first stays.
-      if (at.orderKey < first.orderKey) first = at
+      const key = order.key(at, state)
+      at.orderKey = key
+      // In order of arrival: among equals the first stays in front.
+      if (first.length === MAX_FIRST) {
+        if (first[MAX_FIRST - 1].orderKey <= key) continue
+        first.pop()
+      }
+      let index = first.length
+      first.push(at)
+      for (; index > 0 && first[index - 1].orderKey > key; index--) first[index] = first[index - 1]
+      first[index] = at
     }
-    return first
-  }
-
-  #orderAll(): void {
-    for (let at = this.#head; at !== undefined; at = at.waitsBefore) this.#heap.append(at)
-    this.#heap.heapify()
   }
 }

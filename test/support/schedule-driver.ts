@@ -37,6 +37,27 @@ function config(overrides: Partial<SchedulerConfig> = {}): SchedulerConfig {
   }
 }
 
+export interface AddOptions {
+  readonly kind?: SequenceKind
+  readonly priority?: number
+  readonly readsCache?: boolean
+  readonly program?: string
+  readonly salt?: string
+  readonly tpotTargetMs?: number
+  readonly pinTtlMs?: number
+}
+
+/** Not for keeping secrets: enough to tell plans apart. */
+export function hashWords(words: Int32Array): string {
+  let low = 2166136261
+  let high = 5381
+  for (const word of words) {
+    low = Math.imul(low ^ word, 16777619)
+    high = (Math.imul(high, 33) + word) | 0
+  }
+  return `${words.length}.${low >>> 0}.${high >>> 0}`
+}
+
 /** Runs a scheduler against an executor that "samples" ids made from sequence and position. */
 export class Driver {
   readonly scheduler: Scheduler
@@ -50,11 +71,7 @@ export class Driver {
     this.scheduler = new Scheduler(config(overrides))
   }
 
-  add(
-    prompt: number | number[],
-    maxTokens: number,
-    options: { kind?: SequenceKind; priority?: number; readsCache?: boolean } = {},
-  ): Sequence {
+  add(prompt: number | number[], maxTokens: number, options: AddOptions = {}): Sequence {
     const id = this.#nextId++
     const kind = options.kind ?? 'generate'
     const sequence = createSequence({
@@ -66,8 +83,11 @@ export class Driver {
           : prompt,
       maxTokens: kind === 'generate' ? maxTokens : 0,
       priority: options.priority ?? 0,
+      ...(options.program !== undefined && { program: this.scheduler.program(options.program) }),
+      tpotTargetMs: options.tpotTargetMs ?? Number.POSITIVE_INFINITY,
+      pinTtlMs: options.pinTtlMs ?? 0,
       arrivalMs: this.now,
-      cacheRoot: this.scheduler.prefixCache.root('model', ''),
+      cacheRoot: this.scheduler.prefixCache.root('model', options.salt ?? ''),
       readsCache: options.readsCache ?? kind === 'generate',
     })
     this.scheduler.add(sequence)
@@ -86,13 +106,13 @@ export class Driver {
   }
 
   /** Settles the oldest step; ends sequences at their length, or where `stops` says so. */
-  settle(stops: (sequence: Sequence) => boolean = () => false): Sequence[] {
+  settle(stops: (sequence: Sequence) => boolean = () => false, runMs = 0): Sequence[] {
     const plan = this.inFlight.shift() as StepPlan
     const sampled = new Int32Array(plan.numRows).fill(-1)
     for (let i = 0; i < plan.numSeqs; i++)
       if (plan.samples[i] === 1)
         sampled[plan.firstRows[i]] = 7 * plan.seqs[i].id + plan.starts[i] + plan.counts[i]
-    this.scheduler.settle(plan, sampled)
+    this.scheduler.settle(plan, sampled, runMs)
     const ended: Sequence[] = []
     for (let i = 0; i < plan.numSeqs; i++) {
       const sequence = plan.seqs[i]
@@ -117,6 +137,6 @@ export class Driver {
       this.settle()
     }
     expect(this.scheduler.numUnfinished).toBe(0)
-    expect(this.scheduler.blocks.numUsed).toBe(0)
+    expect(this.scheduler.blocks.numUsed - this.scheduler.stats().pinnedBlocks).toBe(0)
   }
 }
