@@ -8,6 +8,7 @@ import { EngineError } from '../errors.ts'
 import { checkLayout, compileModel, loadModel, modelFootprint } from '../models/index.ts'
 import type { LoadProgress, NativeBinding, NativeRuntime } from '../native/binding.ts'
 import { toEngineError } from '../native/load.ts'
+import { type CollectivePayload, collectivePayload } from '../program/collectives.ts'
 import type { Lane, Program } from '../program/types.ts'
 import type { CostPrior } from '../scheduler/costs.ts'
 import { createPolicy } from '../scheduler/policies/index.ts'
@@ -32,6 +33,7 @@ export interface EngineParts {
   readonly programId: number
   readonly sizes: Sizes
   readonly nanoBatches: number
+  readonly collectivePayload: CollectivePayload
   readonly pipelineDepth: number
   readonly prefixCache: boolean
   readonly policy: SchedulingPolicy
@@ -173,6 +175,7 @@ export async function assembleEngine(
       programId,
       sizes,
       nanoBatches,
+      collectivePayload: collectivePayload(program),
       pipelineDepth: checked.pipelineDepth,
       prefixCache: checked.prefixCache,
       policy: checked.policy,

@@ -22,6 +22,7 @@ import { checkEngineOptions, checkGenerateRequest, checkScoreOptions } from './k
 import { StepLoop } from './loop.ts'
 import { checkTokens, promptTokens } from './prompt.ts'
 import { StepEncoder } from './step.ts'
+import { StepLog } from './step-log.ts'
 import { ChunkStream } from './stream.ts'
 import type {
   CloseOptions,
@@ -36,6 +37,7 @@ import type {
   GenerateStream,
   ScoreOptions,
   ScoreResult,
+  StepRecord,
   TokenLogprob,
 } from './types.ts'
 
@@ -51,6 +53,7 @@ export class Engine implements AsyncDisposable {
   readonly #scheduler: Scheduler
   readonly #jobs: JobFactory
   readonly #loop: StepLoop
+  readonly #stepLog: StepLog
   readonly #controls = new Map<number, RequestControl>()
   readonly #ended = new Map<number, Explanation>()
   readonly #finished: Record<FinishReason, number> = { stop: 0, length: 0, abort: 0 }
@@ -74,7 +77,9 @@ export class Engine implements AsyncDisposable {
       cacheRoot: (salt) => this.#scheduler.prefixCache.root(this.info.folder, salt),
       program: (name) => this.#scheduler.program(name),
     })
+    this.#stepLog = new StepLog(parts.nanoBatches, parts.collectivePayload)
     this.#loop = new StepLoop({
+      log: this.#stepLog,
       runtime: parts.runtime,
       programId: parts.programId,
       scheduler: this.#scheduler,
@@ -242,6 +247,11 @@ export class Engine implements AsyncDisposable {
     return job === undefined ? this.#ended.get(id) : this.#explain(job.sequence)
   }
 
+  /** The last steps that have ended, at most 128, oldest first. */
+  recentSteps(): StepRecord[] {
+    return this.#stepLog.recent()
+  }
+
   stats(): EngineStats {
     const { blocks } = this.#scheduler
     const { running, waiting, ...counters } = this.#scheduler.stats()
@@ -262,6 +272,9 @@ export class Engine implements AsyncDisposable {
       },
       steps: this.#loop.numSteps,
       stepsInFlight: this.#loop.stepsInFlight,
+      stepRunMs: this.#stepLog.runMs,
+      stepQueueMs: this.#stepLog.queueMs,
+      collectiveBytes: this.#stepLog.collectiveBytes,
       promptTokens: this.#promptTokens,
       generatedTokens: this.#generatedTokens,
       droppedTokens: counters.droppedTokens,

@@ -11,6 +11,7 @@ import type { StepPlan } from '../scheduler/plan.ts'
 import type { Scheduler } from '../scheduler/scheduler.ts'
 import type { Job } from './jobs.ts'
 import { createSlotUpdates, decodeResult, type StepEncoder, type StepResult } from './step.ts'
+import type { StepLog } from './step-log.ts'
 import type { FinishReason } from './types.ts'
 
 export interface StepLoopOptions {
@@ -18,6 +19,7 @@ export interface StepLoopOptions {
   readonly programId: number
   readonly scheduler: Scheduler
   readonly encoder: StepEncoder
+  readonly log: StepLog
   readonly depth: number
   /** Milliseconds, monotonic. */
   readonly clock: () => number
@@ -107,9 +109,10 @@ export class StepLoop {
   #pump(): void {
     const { scheduler, depth, clock } = this.#options
     while (this.#failure === undefined && this.#inFlight < depth) {
+      const startMs = clock()
       let plan: StepPlan | undefined
       try {
-        plan = scheduler.plan(clock())
+        plan = scheduler.plan(startMs)
         if (plan === undefined && this.#inFlight === 0 && scheduler.numUnfinished > 0)
           throw new EngineError('ERR_INTERNAL', 'sequences wait and nothing runs')
       } catch (error) {
@@ -117,18 +120,21 @@ export class StepLoop {
         return
       }
       if (plan === undefined) return
-      this.#submit(plan)
+      this.#submit(plan, startMs)
     }
   }
 
-  #submit(plan: StepPlan): void {
-    const { runtime, programId, encoder, toError } = this.#options
+  #submit(plan: StepPlan, startMs: number): void {
+    const { runtime, programId, encoder, log, clock, toError } = this.#options
     this.#inFlight++
     this.#numSteps++
     let result: Promise<Int32Array>
     try {
       this.#collectUpdates(plan)
-      result = runtime.submit(programId, encoder.encode(plan, this.#updates))
+      const words = encoder.encode(plan, this.#updates)
+      const nowMs = clock()
+      log.begin(plan, nowMs - startMs, nowMs)
+      result = runtime.submit(programId, words)
     } catch (error) {
       result = Promise.reject(error)
     }
@@ -164,10 +170,11 @@ export class StepLoop {
       this.#onFault(plan, asEngineError(error))
       return
     }
-    const { scheduler, clock } = this.#options
+    const { scheduler, log, clock } = this.#options
     this.#inFlight--
     scheduler.settle(plan, result.sampled, result.runUs / 1000)
     const nowMs = clock()
+    log.end(plan, result, nowMs)
     for (let i = 0; i < plan.numSeqs; i++) {
       const job = this.#jobs.get(plan.seqs[i].id)
       if (job !== undefined) this.#settleJob(job, plan, i, result, nowMs)

@@ -290,6 +290,11 @@ export interface EngineStats {
   readonly hostBlocks: { readonly total: number; readonly used: number }
   readonly steps: number
   readonly stepsInFlight: number
+  /** Of all steps that have ended: time in which they ran, and waited behind the step before. */
+  readonly stepRunMs: number
+  readonly stepQueueMs: number
+  /** Results of the collectives of all steps, on each rank. */
+  readonly collectiveBytes: number
   readonly promptTokens: number
   readonly generatedTokens: number
   /** Tokens sampled after a stop that was noticed a step late. */
@@ -304,6 +309,25 @@ export interface EngineStats {
   readonly finished: Readonly<Record<FinishReason, number>>
   /** The fault that ended the engine, if any. */
   readonly failed?: ErrorCode
+}
+
+/** A step that has ended. Times in milliseconds; moments on the clock of `performance.now()`. */
+export interface StepRecord {
+  readonly id: number
+  /** Planning and encoding it. */
+  readonly planMs: number
+  readonly submittedMs: number
+  /** Behind the step before it, in the runtime. */
+  readonly queueMs: number
+  /** From its first op to the last rank's last one. */
+  readonly runMs: number
+  /** Its result was here. */
+  readonly endedMs: number
+  readonly sequences: number
+  readonly decodeTokens: number
+  readonly prefillTokens: number
+  /** Tokens of each nano-batch. */
+  readonly nanoBatches: readonly number[]
 }
 
 /** One scheduling decision about a request, the same ones in a row counted together. */

@@ -17,6 +17,7 @@ const STATUS_ROUTES = new Set([
   '/metrics',
   '/version',
   '/stats',
+  '/steps',
   '/openapi.json',
 ])
 

@@ -63,6 +63,21 @@ export function createMetrics(engine: ServedEngine, modelName: string): Metrics 
   counter('vllm:prefix_cache_queries_total', 'Prompt tokens looked up.', (s) => s.prefixQueries)
   counter('vllm:prefix_cache_hits_total', 'Prompt tokens found.', (s) => s.prefixHits)
   counter('nanoweave:steps_total', 'Steps that have ended.', (s) => s.steps)
+  counter(
+    'nanoweave:step_run_seconds_total',
+    'Time in which steps ran, until the last rank was done.',
+    (s) => s.stepRunMs / 1000,
+  )
+  counter(
+    'nanoweave:step_queue_seconds_total',
+    'Time in which submitted steps waited for the step before.',
+    (s) => s.stepQueueMs / 1000,
+  )
+  counter(
+    'nanoweave:collective_payload_bytes_total',
+    'Bytes of the results of collectives, on each rank.',
+    (s) => s.collectiveBytes,
+  )
   counter('nanoweave:dropped_tokens_total', 'Tokens sampled for nothing.', (s) => s.droppedTokens)
   new Counter({
     name: 'vllm:request_success_total',

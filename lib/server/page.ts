@@ -1,9 +1,10 @@
 /**
- * The page at `/`: chat with the model, and see throughput, KV use and queue as they are. One
+ * The page at `/`: chat with the model, and see throughput, KV use, queue and the last steps as they are. One
  * document that loads nothing; its policy allows only its own script and style.
  */
 
 import { createHash } from 'node:crypto'
+import { TIMELINE_HTML, TIMELINE_SCRIPT, TIMELINE_STYLE } from './page-timeline.ts'
 
 const STYLE = `
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -23,6 +24,7 @@ polyline { fill: none; stroke: currentColor; stroke-width: 1.5; vector-effect: n
 #log .user { align-self: flex-end; background: color-mix(in srgb, royalblue 25%, transparent); }
 #log .error { background: color-mix(in srgb, crimson 25%, transparent); }
 #log .reasoning { opacity: .7; font-size: .875rem; }
+${TIMELINE_STYLE}
 form { display: flex; gap: .5rem; } textarea { flex: 1; font: inherit; resize: vertical; }
 button, input { font: inherit; }
 `
@@ -121,11 +123,14 @@ at('clear').addEventListener('click', () => {
   at('log').replaceChildren()
 })
 
+${TIMELINE_SCRIPT}
 async function refresh() {
   try {
     const response = await fetch('/stats', { headers: headers() })
     if (!response.ok) throw new Error(String(response.status))
     const stats = await response.json()
+    const recent = await fetch('/steps', { headers: headers() })
+    if (recent.ok) drawTimeline((await recent.json()).steps)
     const now = performance.now()
     if (last) {
       rates.push((stats.generatedTokens - last.generatedTokens) * 1000 / (now - last.now))
@@ -169,6 +174,7 @@ export const PAGE = `<!doctype html>
 <svg viewBox="0 0 120 40" preserveAspectRatio="none" role="img" aria-label="Tokens per second">
   <polyline id="line"></polyline>
 </svg>
+${TIMELINE_HTML}
 <ol id="log" aria-live="polite"></ol>
 <div id="keys" hidden><label>API key <input id="key" type="password" autocomplete="off"></label></div>
 <form id="form">

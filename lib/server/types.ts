@@ -1,6 +1,12 @@
 /** What the server asks of an engine, and the options and limits of the server itself. */
 
-import type { EngineInfo, EngineStats, GenerateRequest, GenerateStream } from '../engine/types.ts'
+import type {
+  EngineInfo,
+  EngineStats,
+  GenerateRequest,
+  GenerateStream,
+  StepRecord,
+} from '../engine/types.ts'
 import type { Tokenizer } from '../tokenizer/index.ts'
 
 /** The part of Engine that the server uses; tests put other things behind it. */
@@ -12,6 +18,7 @@ export interface ServedEngine {
     request: Pick<GenerateRequest, 'prompt' | 'messages' | 'tools' | 'chatTemplateKwargs'>,
   ): Promise<number[]>
   stats(): EngineStats
+  recentSteps(): readonly StepRecord[]
 }
 
 export interface ServerOptions {

@@ -296,6 +296,10 @@ describe('other routes', () => {
     expectSchema('Health', await get('/ready'))
     expectSchema('Version', await get('/version'))
     expectSchema('Stats', await get('/stats'))
+    await chat(QUESTION)
+    const recent = await get('/steps')
+    expectSchema('RecentSteps', recent)
+    expect(recent.steps.length).toBeGreaterThan(0)
     expect(api.openapi).toBe('3.1.0')
   })
 
@@ -337,6 +341,8 @@ describe('other routes', () => {
       'vllm:e2e_request_latency_seconds_count',
       'vllm:cache_config_info',
       'vllm:request_success_total',
+      'nanoweave:step_run_seconds_total',
+      'nanoweave:step_queue_seconds_total',
     ])
       expect(await read(name)).toBeGreaterThan(0)
   })

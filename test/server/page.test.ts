@@ -86,6 +86,22 @@ describe('the page at /', () => {
       expect(await page.textContent('#waiting')).toBe('0')
     })
 
+    it('shows the last steps as they were', async () => {
+      const { json } = await send(`${running.url}/steps`)
+      await expect
+        .poll(() => page.locator('#timeline g').count(), POLL)
+        .toBe(Math.min(24, json.steps.length))
+      await shows('#laststep', /^step \d+: \d+ sequences, .*ran \d+\.\d\d ms$/)
+      const last = (await page.textContent('#timeline g:last-child title')) ?? ''
+      expect(last).toBe(await page.textContent('#laststep'))
+      const bars = page.locator('#timeline g:last-child rect')
+      expect(await bars.count()).toBe(3)
+      for (const width of await bars.evaluateAll((all) =>
+        all.map((bar) => bar.getAttribute('width')),
+      ))
+        expect(Number(width)).toBeGreaterThan(0)
+    })
+
     it('shows markup as text', async () => {
       await ask('<img src=x onerror="document.title=1">')
       await expect.poll(() => page.locator('#log .user').count(), POLL).toBe(3)

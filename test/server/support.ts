@@ -127,6 +127,7 @@ export interface Wire {
   readonly status: string
   readonly reason: string
   readonly openapi: string
+  readonly steps: readonly object[]
   readonly components: { readonly schemas: Readonly<Record<string, object>> }
 }
 

@@ -35,6 +35,7 @@ export function addStatusRoutes(
   app.get('/version', () => ({ version }))
   app.get('/', (_, reply) => reply.headers(PAGE_HEADERS).send(PAGE))
   app.get('/openapi.json', () => openApi)
+  app.get('/steps', () => ({ nowMs: performance.now(), steps: engine.recentSteps() }))
   app.get('/stats', () => {
     const stats = engine.stats()
     return {

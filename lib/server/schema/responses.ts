@@ -155,6 +155,28 @@ export const tokenized = object({ count: integer, max_model_len: integer, tokens
 export const detokenized = object({ prompt: string })
 export const health = object({ status: string, reason: string }, ['reason'])
 export const version = object({ version: string })
+const milliseconds = { type: 'number', minimum: 0 }
+
+export const recentSteps = object({
+  /** On the clock of the steps' moments. */
+  nowMs: milliseconds,
+  steps: {
+    type: 'array',
+    items: object({
+      id: integer,
+      planMs: milliseconds,
+      submittedMs: milliseconds,
+      queueMs: milliseconds,
+      runMs: milliseconds,
+      endedMs: milliseconds,
+      sequences: integer,
+      decodeTokens: integer,
+      prefillTokens: integer,
+      nanoBatches: { type: 'array', items: integer },
+    }),
+  },
+})
+
 export const serverStats = object({
   model: string,
   running: integer,
