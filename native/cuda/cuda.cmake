@@ -55,6 +55,10 @@ if(NANOWEAVE_HAS_CUDA)
   set_target_properties(nanoweave_cuda PROPERTIES CUDA_ARCHITECTURES "${NANOWEAVE_CUDA_ARCHITECTURES}"
                         CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON)
   target_include_directories(nanoweave_cuda PUBLIC native ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+  # Kernels for sm_90a have no body elsewhere: they are chosen where they were compiled.
+  if(NANOWEAVE_CUDA_ARCHITECTURES MATCHES "90a")
+    target_compile_definitions(nanoweave_cuda PRIVATE NANOWEAVE_SM90A)
+  endif()
   target_compile_options(nanoweave_cuda PRIVATE
     $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -fvisibility=hidden>
     "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-Werror=all-warnings;-Xfatbin=-compress-all;-Xcompiler=-Wall,-Wextra,-Wno-unused-parameter,-Wno-unknown-pragmas,-fvisibility=hidden>")

@@ -150,6 +150,13 @@ __device__ __forceinline__ float exp2(float x) {
   return result;
 }
 
+// 1 / x within 1 ulp; zero for ∞. A division would branch for the sake of subnormal operands.
+__device__ __forceinline__ float reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // ---- Multicast (sm_90, NVSwitch) ----------------------------------------------------------------
 
 // Sum over all ranks of the 16 bytes at a multicast address, float32 accumulation, one rounding.

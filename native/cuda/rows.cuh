@@ -73,6 +73,15 @@ CudaKernel per_rank(void (*kernel)(Args), const Shape& shape, const Arguments& a
           .functions = {cuda_function(kernel, shared_bytes)}};
 }
 
+// Whether kernels for sm_90a were compiled into this binary, and run on a device. They are Hopper's
+// alone: sm_100 has other matrix instructions.
+#if defined(NANOWEAVE_SM90A) || defined(NANOWEAVE_EMULATION)
+inline constexpr bool kBuiltForHopper = true;
+#else
+inline constexpr bool kBuiltForHopper = false;
+#endif
+inline bool runs_wgmma(const CudaDevice& device) { return kBuiltForHopper && device.arch == 90; }
+
 template <typename T>
 struct TypeTag {
   using Type = T;

@@ -145,11 +145,13 @@ struct WarpAttention {
     scale_scores(args, score);
     if (masked) mask_scores(args, score, first_key);
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) weigh(score[r], r);
+    for (int r = 0; r < kRowTiles; ++r) {
+      float factor[2];
+      if (weigh(score[r], r, factor)) rescale(r, factor);
+    }
     add_values(score, values);
   }
 
- private:
   // To base 2, so that exp2 finishes the softmax.
   __device__ __forceinline__ void scale_scores(const AttentionArgs& args,
                                                float (&score)[kRowTiles][kKeyTiles][4]) const {
@@ -161,7 +163,7 @@ struct WarpAttention {
       const float inner = 2 * kLog2E * args.scale / args.softcap;
       const float outer = args.softcap * kLog2E;
       for_scores(score, [&](float s, int, int, int) {
-        return outer * (1.0f - 2.0f / (ptx::exp2(s * inner) + 1.0f));
+        return outer * (1.0f - 2.0f * ptx::reciprocal(ptx::exp2(s * inner) + 1.0f));
       });
     }
   }
@@ -189,10 +191,9 @@ struct WarpAttention {
         for (int i = 0; i < 4; ++i) score[r][k][i] = change(score[r][k][i], r, k, i);
   }
 
-  // Scores become weights relative to the largest so far; what was summed before is rescaled when
-  // the largest grows.
-  __device__ __forceinline__ void weigh(float (&score)[kKeyTiles][4], int r) {
-    float factor[2];
+  // Scores become weights relative to the largest so far. True: it grew for some row of the warp,
+  // and the sums need their factors.
+  __device__ __forceinline__ bool weigh(float (&score)[kKeyTiles][4], int r, float (&factor)[2]) {
     bool grows = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -217,13 +218,16 @@ struct WarpAttention {
         }
       total[r][half] = total[r][half] * factor[half] + sum;
     }
-    if (!__any_sync(kFullWarp, grows)) return;  // all factors are 1
+    return __any_sync(kFullWarp, grows) != 0;
+  }
+  __device__ __forceinline__ void rescale(int r, const float (&factor)[2]) {
 #pragma unroll
     for (int d = 0; d < kDimTiles; ++d)
 #pragma unroll
       for (int i = 0; i < 4; ++i) out[r][d][i] *= factor[i / 2];
   }
 
+ private:
   __device__ __forceinline__ void add_values(const float (&weight)[kRowTiles][kKeyTiles][4],
                                              const T* values) {
     const int lane = lane_index();
@@ -260,13 +264,68 @@ struct WarpAttention {
   }
 };
 
+// ---- Prefill ------------------------------------------------------------------------------------
+
+// Positions of rows begin..end that are not padding; 0 and −1 without any. Called by whole warps.
+struct PositionRange {
+  int32_t lowest, highest;
+};
+__device__ __forceinline__ PositionRange find_positions(const AttentionArgs& args, int row_begin,
+                                                        int row_end) {
+  int lowest = INT32_MAX, highest = -1;
+  for (int row = row_begin + lane_index(); row < row_end; row += kWarpSize) {
+    const int position = row_position(args, row, true);
+    if (position < 0) continue;
+    lowest = min(lowest, position);
+    highest = max(highest, position);
+  }
+#pragma unroll
+  for (int bit = kWarpSize / 2; bit > 0; bit /= 2) {
+    lowest = min(lowest, __shfl_xor_sync(kFullWarp, lowest, bit));
+    highest = max(highest, __shfl_xor_sync(kFullWarp, highest, bit));
+  }
+  // All lanes have the same: said so that branches on it count as uniform, which wgmma needs.
+  return {__shfl_sync(kFullWarp, highest < 0 ? 0 : lowest, 0), __shfl_sync(kFullWarp, highest, 0)};
+}
+
+// kPrefillRows rows of a sequence, or what is left of them, and one head.
+struct PrefillTile {
+  int seq;
+  int row_begin, row_end;
+  int head, kv_head;
+  int first_seen;  // the first key any row sees
+  int first_key;   // of the key tile that holds it; a multiple of the key tile
+  int end_key;
+};
+
+// Tile `index` of num_tiles · heads; kKeys: keys of a key tile. Called by whole warps.
+template <int kKeys>
+__device__ PrefillTile find_tile(const AttentionArgs& args, const PartPlan& plan, int index) {
+  PrefillTile tile;
+  // Late tiles see most keys: they go first, so that the last blocks to end are short ones.
+  const int number = plan.num_tiles - 1 - index / args.heads;
+  tile.head = index % args.heads;
+  tile.kv_head = tile.head / (args.heads / args.kv_heads);
+  const Segment segment = args.segments[find_segment(args.segments, plan.num_prefill, number)];
+  tile.seq = segment.seq;
+  tile.row_begin = segment.row_begin + (number - segment.first_unit) * kPrefillRows;
+  tile.row_end = min(tile.row_begin + kPrefillRows, segment.row_end);
+  const PositionRange positions = find_positions(args, tile.row_begin, tile.row_end);
+  tile.end_key = positions.highest + 1;
+  tile.first_seen = first_visible(args, positions.lowest);
+  tile.first_key = tile.first_seen / kKeys * kKeys;
+  return tile;
+}
+
 // ---- Launching ----------------------------------------------------------------------------------
 
-// What attention.cu hands to the launchers of the three kernels.
+// What attention.cu hands to the launchers of the kernels.
 struct AttentionShape {
   AttentionArgs constant;  // without pointers
   int32_t which;           // rows the op works on
   int64_t partial_rows;    // of the decode workspace
+  int64_t q_rows;          // of the whole buffer
+  int64_t kv_blocks;
 };
 
 inline AttentionArgs attention_args(const AttentionShape& shape, const CudaRank& rank,
@@ -290,6 +349,7 @@ inline AttentionArgs attention_args(const AttentionShape& shape, const CudaRank&
 // the kernel has no form for this shape.
 CudaKernel attention_decode(const AttentionShape& shape);
 CudaKernel attention_prefill(const AttentionShape& shape);
+CudaKernel attention_prefill_wgmma(const AttentionShape& shape);
 CudaKernel attention_generic(const AttentionShape& shape);
 
 }  // namespace nanoweave

@@ -37,45 +37,6 @@ struct PrefillShared {
   alignas(16) T values[2][Config::kTileElements];
 };
 
-// The tile of rows at hand.
-struct PrefillTile {
-  int seq;
-  int row_begin, row_end;
-  int head, kv_head;
-  int first_key;  // a multiple of the key tile
-  int end_key;
-};
-
-template <int kHeadDim>
-__device__ PrefillTile find_tile(const AttentionArgs& args, const PartPlan& plan, int index) {
-  using Config = PrefillConfig<kHeadDim>;
-  PrefillTile tile;
-  // Late tiles see most keys: they go first, so that the last blocks to end are short ones.
-  const int number = plan.num_tiles - 1 - index / args.heads;
-  tile.head = index % args.heads;
-  tile.kv_head = tile.head / (args.heads / args.kv_heads);
-  const Segment segment = args.segments[find_segment(args.segments, plan.num_prefill, number)];
-  tile.seq = segment.seq;
-  tile.row_begin = segment.row_begin + (number - segment.first_unit) * Config::kRows;
-  tile.row_end = min(tile.row_begin + Config::kRows, segment.row_end);
-  // Positions of the rows that are not padding ascend.
-  int lowest = INT32_MAX, highest = -1;
-  for (int row = tile.row_begin + lane_index(); row < tile.row_end; row += kWarpSize) {
-    const int position = row_position(args, row, true);
-    if (position < 0) continue;
-    lowest = min(lowest, position);
-    highest = max(highest, position);
-  }
-#pragma unroll
-  for (int bit = kWarpSize / 2; bit > 0; bit /= 2) {
-    lowest = min(lowest, __shfl_xor_sync(kFullWarp, lowest, bit));
-    highest = max(highest, __shfl_xor_sync(kFullWarp, highest, bit));
-  }
-  tile.end_key = highest + 1;
-  tile.first_key = highest < 0 ? 0 : first_visible(args, lowest) / Config::kKeys * Config::kKeys;
-  return tile;
-}
-
 template <typename T, int kHeadDim>
 class PrefillBlock {
  public:
@@ -213,7 +174,7 @@ __global__ void __launch_bounds__(PrefillConfig<kHeadDim>::kThreads)
   const PartPlan plan = args.counts->plans[args.plan];
   const int tiles = plan.num_tiles * args.heads;
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
-    const PrefillTile tile = find_tile<kHeadDim>(args, plan, index);
+    const PrefillTile tile = find_tile<PrefillConfig<kHeadDim>::kKeys>(args, plan, index);
     PrefillBlock<T, kHeadDim>(args, shared, tile).run();
     __syncthreads();  // the buffers are free again
   }

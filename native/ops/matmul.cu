@@ -1,19 +1,33 @@
 // matmul and logits: which kernel serves a shape. 16-bit x and W of one type, with rows of whole
-// 16-byte vectors, go to the tensor cores: few rows to the streaming kernel, more to the tiled one;
-// deterministic always to the tiled one, whose bits do not depend on the number of rows. Everything
-// else is float32 multiply-adds.
+// 16-byte vectors, go to the tensor cores: few rows to the streaming kernel, more to a tiled one,
+// on Hopper the one of warpgroups; deterministic always to the tiled one, whose bits do not depend
+// on the number of rows. Everything else is float32 multiply-adds.
 #include "ops/matmul.cuh"
 
 namespace nanoweave {
 
 namespace {
 
+CudaKernel matmul_tiled(const MatmulShape& shape, bool deterministic) {
+  const CudaKernel any = matmul_tile(shape);
+  if (!kBuiltForHopper) return any;
+  const CudaKernel hopper = matmul_wgmma(shape, deterministic);
+  CudaKernel both{.launch =
+                      [any = any.launch, hopper = hopper.launch](const CudaLaunch& launch) {
+                        (runs_wgmma(launch.device) ? hopper : any)(launch);
+                      },
+                  .workspace_bytes = nullptr,
+                  .functions = any.functions};
+  both.functions.insert(both.functions.end(), hopper.functions.begin(), hopper.functions.end());
+  return both;
+}
+
 CudaKernel choose_kernel(const MatmulShape& shape, bool deterministic) {
   const MatmulArgs& args = shape.constant;
   const bool tensor_cores =
       args.x_dtype == args.w_dtype && args.x_dtype != DType::kF32 && args.k % 8 == 0;
   if (!tensor_cores) return matmul_simt(shape);
-  const CudaKernel tile = matmul_tile(shape);
+  const CudaKernel tile = matmul_tiled(shape, deterministic);
   if (deterministic) return tile;
   const CudaKernel stream = matmul_stream(shape);
   CudaKernel both{.launch =
@@ -42,6 +56,7 @@ MatmulShape describe(const OpInstance& op) {
   shape.constant.n = static_cast<int32_t>(y.cols());
   shape.constant.k = static_cast<int32_t>(x.cols());
   shape.which = which_rows(y, op.op.part());
+  shape.x_rows = x.max_rows();
   return shape;
 }
 

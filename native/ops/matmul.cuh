@@ -51,13 +51,27 @@ __device__ __forceinline__ void store_pair(const MatmulArgs& args, int64_t row, 
   }
 }
 
+// Tiles are numbered so that those which are computed at the same time share rows of x and of W in
+// L2: bands of kBand row tiles, column by column within a band.
+struct TilePlace {
+  int row, column;  // in tiles
+};
+__device__ __forceinline__ TilePlace place_tile(int index, int row_tiles, int column_tiles) {
+  constexpr int kBand = 8;
+  const int band = index / (kBand * column_tiles);
+  const int height = min(kBand, row_tiles - band * kBand);
+  const int inside = index - band * kBand * column_tiles;
+  return {band * kBand + inside % height, inside / height};
+}
+
 // ---- Launching ----------------------------------------------------------------------------------
 
-// What matmul.cu hands to the launchers of the three kernels.
+// What matmul.cu hands to the launchers of the kernels.
 struct MatmulShape {
   MatmulArgs constant;  // without pointers
   int32_t which;        // rows the op works on
   bool bias_on_first;   // the bias is added on the first rank of a group only
+  int64_t x_rows;       // of the whole buffer
 };
 
 inline MatmulArgs matmul_args(const MatmulShape& shape, const CudaRank& rank,
@@ -75,6 +89,8 @@ inline MatmulArgs matmul_args(const MatmulShape& shape, const CudaRank& rank,
 // Tiles of rows and columns on tensor cores, 16-bit operands. A row's bits do not depend on the
 // number of rows.
 CudaKernel matmul_tile(const MatmulShape& shape);
+// The same on sm_90a, with operands of whole 16-byte vectors per row (the copy engine's rule).
+CudaKernel matmul_wgmma(const MatmulShape& shape, bool deterministic);
 // Up to kStreamRows rows against weights that are read once, 16-bit operands.
 inline constexpr int64_t kStreamRows = 32;
 CudaKernel matmul_stream(const MatmulShape& shape);

@@ -33,18 +33,6 @@ struct TileShared {
   alignas(16) unsigned char bytes[1];
 };
 
-// Blocks are numbered so that those which run at the same time share rows of x and of W in L2:
-// bands of kBand row tiles, column by column within a band.
-__device__ void place_block(int row_tiles, int column_tiles, int& row_tile, int& column_tile) {
-  constexpr int kBand = 8;
-  const int index = blockIdx.x;
-  const int band = index / (kBand * column_tiles);
-  const int height = min(kBand, row_tiles - band * kBand);
-  const int inside = index - band * kBand * column_tiles;
-  row_tile = band * kBand + inside % height;
-  column_tile = inside / height;
-}
-
 template <typename T, typename Config>
 class TileBlock {
  public:
@@ -159,11 +147,10 @@ __global__ void __launch_bounds__(Config::kThreads)
   ptx::wait_for_previous_kernel();
   ptx::allow_next_kernel();
   const RowRange rows = rows_of(args.matmul.rows);
-  int row_tile = 0, column_tile = 0;
-  place_block(args.row_tiles, args.column_tiles, row_tile, column_tile);
-  if (row_tile * Config::kRows >= rows.count) return;
-  TileBlock<T, Config>(args.matmul, shared, rows, row_tile * Config::kRows,
-                       column_tile * Config::kColumns)
+  const TilePlace place = place_tile(blockIdx.x, args.row_tiles, args.column_tiles);
+  if (place.row * Config::kRows >= rows.count) return;
+  TileBlock<T, Config>(args.matmul, shared, rows, place.row * Config::kRows,
+                       place.column * Config::kColumns)
       .run();
 }
 

@@ -57,9 +57,18 @@ OpCase attention_case(const std::string& name, const Heads& heads, const Options
   return c;
 }
 
+// On the default device, Hopper, and on one without wgmma.
+void add_for_devices(Cases& cases, OpCase c) {
+  cases.push_back(c);
+  c.name += ", sm_80";
+  c.device.arch = 80;
+  c.device.max_shared_bytes = 163 << 10;
+  cases.push_back(std::move(c));
+}
+
 void add_heads(Cases& cases, const Heads& heads, const Options& options) {
   cases.push_back(attention_case("decode", heads, options, {{1, 1}, {1, 37}, {1, 16}}));
-  cases.push_back(attention_case("prefill", heads, options, {{33, 33}, {17, 80}}));
+  add_for_devices(cases, attention_case("prefill", heads, options, {{33, 33}, {17, 80}}));
 }
 
 }  // namespace
@@ -79,11 +88,18 @@ void add_attention_cases(Cases& cases) {
   cases.push_back(attention_case("decode, most splits", {2, 1, 32}, plain, {{1, 33000}}));
   cases.push_back(attention_case("decode, one head each", {3, 3, 80}, plain, {{1, 65}, {1, 513}}));
   cases.push_back(attention_case("decode, 20 heads share", {20, 1, 64}, plain, {{1, 90}}));
-  cases.push_back(
-      attention_case("mixed", {4, 2, 64}, plain, {{1, 300}, {40, 90}, {3, 20}, {9, 9}}));
-  cases.push_back(attention_case("tiles of rows", {2, 1, 64}, plain, {{130, 150}, {128, 128}}));
-  cases.push_back(
-      attention_case("padding", {4, 2, 64}, plain, {{1, 20, 3}, {10, 30, 5}, {1, 2, 9}}));
+  add_for_devices(
+      cases, attention_case("mixed", {4, 2, 64}, plain, {{1, 300}, {40, 90}, {3, 20}, {9, 9}}));
+  add_for_devices(cases,
+                  attention_case("tiles of rows", {2, 1, 64}, plain, {{130, 150}, {128, 128}}));
+  add_for_devices(
+      cases, attention_case("padding", {4, 2, 64}, plain, {{1, 20, 3}, {10, 30, 5}, {1, 2, 9}}));
+  // More key tiles than a ring holds, several tiles per block; the second half of a tile empty.
+  for (const int64_t head_dim : {64, 96, 128, 256}) {
+    OpCase c = attention_case("prefill, long", {2, 1, head_dim}, plain, {{70, 613}, {20, 131}});
+    c.sm_budget = 1;
+    add_for_devices(cases, std::move(c));
+  }
   // Windows, caps.
   for (const int64_t window : {1, 20, 64})
     for (const double softcap : {0.0, 3.0}) {
@@ -92,7 +108,8 @@ void add_attention_cases(Cases& cases) {
       options.softcap = softcap;
       const std::string name =
           "window " + std::to_string(window) + (softcap > 0 ? ", softcap" : "");
-      cases.push_back(attention_case(name, {4, 2, 64}, options, {{1, 300}, {40, 140}, {5, 70}}));
+      add_for_devices(
+          cases, attention_case(name, {4, 2, 64}, options, {{1, 300}, {90, 440}, {5, 70}, {20, 20}}));
       options.dtype = options.kv_dtype = DType::kF32;
       cases.push_back(attention_case(name, {4, 2, 8}, options, {{1, 100}, {10, 40}}));
     }
@@ -110,7 +127,8 @@ void add_attention_cases(Cases& cases) {
   // Larger blocks; a device with little shared memory.
   Options wide;
   wide.block_size = 64;
-  cases.push_back(attention_case("blocks of 64", {4, 2, 128}, wide, {{1, 200}, {30, 130}}));
+  add_for_devices(cases,
+                  attention_case("blocks of 64", {4, 2, 128}, wide, {{1, 200}, {30, 130}}));
   for (const int64_t head_dim : {128, 256}) {
     OpCase small =
         attention_case("little shared memory", {4, 2, head_dim}, plain, {{1, 300}, {20, 40}});
@@ -121,15 +139,15 @@ void add_attention_cases(Cases& cases) {
   // Deterministic: every row through the prefill kernel.
   Options deterministic;
   deterministic.deterministic = true;
-  cases.push_back(
-      attention_case("deterministic", {4, 2, 64}, deterministic, {{1, 300}, {5, 40}, {20, 20}}));
+  add_for_devices(cases, attention_case("deterministic", {4, 2, 64}, deterministic,
+                                        {{1, 300}, {5, 40}, {20, 20}}));
   // Parts: a sequence cut in two, an empty part.
   for (const int part : {0, 1, 2}) {
     OpCase c = attention_case("part " + std::to_string(part), {4, 2, 64}, plain,
                               {{1, 30}, {60, 90}, {1, 5}});
     c.use_part(part, 3);
     c.steps[0].part_bounds = {0, 25, 25, 62};
-    cases.push_back(std::move(c));
+    add_for_devices(cases, std::move(c));
   }
 }
 

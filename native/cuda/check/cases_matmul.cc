@@ -41,6 +41,30 @@ OpCase logits_case(DType dtype, int64_t rows, int64_t n, int64_t k, double softc
   return c;
 }
 
+// On the default device, Hopper, and on one without wgmma.
+void add_for_devices(Cases& cases, OpCase c) {
+  cases.push_back(c);
+  c.name += ", sm_80";
+  c.device.arch = 80;
+  c.device.max_shared_bytes = 163 << 10;
+  cases.push_back(std::move(c));
+}
+
+// All forms of the tiled kernels, with fewer multiprocessors than tiles and more steps than stages.
+void add_tiles(Cases& cases, const Types& types) {
+  struct Size {
+    int64_t rows, n, k;
+    int sms;
+  };
+  for (const Size& size : {Size{200, 520, 328, 1}, Size{130, 392, 456, 1}, Size{61, 264, 712, 3},
+                           Size{129, 263, 136, 2}, Size{65, 2, 8, 4}}) {
+    OpCase c = matmul_case(types, size.rows, size.n, size.k, size.n % 3 == 0);
+    c.name += " on " + std::to_string(size.sms);
+    c.sm_budget = c.device.sm_count = size.sms;
+    add_for_devices(cases, std::move(c));
+  }
+}
+
 }  // namespace
 
 void add_matmul_cases(Cases& cases) {
@@ -51,9 +75,10 @@ void add_matmul_cases(Cases& cases) {
     cases.push_back(matmul_case(types, 8, 96, 1032, true));
     cases.push_back(matmul_case(types, 13, 65, 520, false));
     cases.push_back(matmul_case(types, 29, 130, 264, true));
-    cases.push_back(matmul_case(types, 33, 70, 136, true));
-    cases.push_back(matmul_case(types, 100, 129, 72, false));
-    cases.push_back(matmul_case(types, 300, 260, 104, true));  // large tiles
+    add_for_devices(cases, matmul_case(types, 33, 70, 136, true));
+    add_for_devices(cases, matmul_case(types, 100, 129, 72, false));
+    add_for_devices(cases, matmul_case(types, 300, 260, 104, true));  // large tiles
+    add_tiles(cases, types);
     OpCase wide = matmul_case(types, 7, 200, 72, false);       // 32 rows of W per block
     wide.sm_budget = wide.device.sm_count = 2;
     cases.push_back(std::move(wide));
@@ -61,13 +86,14 @@ void add_matmul_cases(Cases& cases) {
       OpCase deterministic = matmul_case(types, rows, 67, 296, true);
       deterministic.name += " deterministic";
       deterministic.deterministic = true;
-      cases.push_back(std::move(deterministic));
+      add_for_devices(cases, std::move(deterministic));
     }
     cases.push_back(matmul_case(types, 5, 9, 13, true));  // K is no multiple of 8
     cases.push_back(matmul_case({dtype, dtype, DType::kF32}, 5, 67, 64, true));
     cases.push_back(matmul_case({DType::kF32, dtype, DType::kF32}, 5, 67, 64, true));
     cases.push_back(logits_case(dtype, 1, 333, 64, 0));
-    cases.push_back(logits_case(dtype, 40, 131, 72, 4));
+    add_for_devices(cases, logits_case(dtype, 40, 131, 72, 4));
+    add_for_devices(cases, matmul_case({dtype, dtype, DType::kF32}, 67, 134, 64, true));
   }
   const Types f32{DType::kF32, DType::kF32, DType::kF32};
   cases.push_back(matmul_case(f32, 1, 1, 1, false));
@@ -82,7 +108,7 @@ void add_matmul_cases(Cases& cases) {
       c.steps[0].part_bounds = {0, first, first, first + first / 3};
       c.steps[0].tokens.resize(static_cast<size_t>(first + first / 3));
       c.steps[0].positions.resize(c.steps[0].tokens.size());
-      cases.push_back(std::move(c));
+      add_for_devices(cases, std::move(c));
     }
 }
 

@@ -175,6 +175,7 @@ void Machine::start_block(Grid& grid, unsigned index) {
   block.index = unflatten(index, grid.blocks);
   block.map_shared(grid.shared_bytes);
   block.barriers = {};
+  block.async_proxy.reset();
   const unsigned count = grid.threads.count();
   block.running = count;
   block.threads.clear();
@@ -210,6 +211,9 @@ void Machine::finish_thread(Thread& thread) {
   --thread.block->running;
   move_to(thread.block->stores, thread.stores);
   check_nobody_waits_for(thread);
+  const Block& block = *thread.block;
+  if (block.running > 0 || block.async_proxy == nullptr) return;
+  if (const char* left = unfinished_work(*block.async_proxy)) fail(left, thread.where);
 }
 
 void Machine::check_nobody_waits_for(Thread& exiting) {

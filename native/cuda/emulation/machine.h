@@ -38,6 +38,7 @@ struct Index3 {
 struct Block;
 struct Warp;
 struct Grid;
+struct AsyncProxy;
 
 // A store that other blocks cannot see yet.
 struct PendingStore {
@@ -106,6 +107,7 @@ struct Block {
   std::array<NamedBarrier, 16> barriers;
   std::vector<PendingStore> stores;  // before the last block barrier, not yet released
   unsigned running = 0;              // threads not done
+  std::shared_ptr<AsyncProxy> async_proxy;  // made when first used
 
   Block() = default;
   ~Block();
@@ -138,6 +140,9 @@ struct Multicast {
   std::vector<std::byte*> heaps;  // in rank order
 };
 
+// What a block that ends has left under way; null: nothing.
+const char* unfinished_work(const AsyncProxy& proxy);
+
 class Machine {
  public:
   static Machine& instance();
@@ -167,6 +172,8 @@ class Machine {
   void remote_store(std::byte* to, const std::byte* bytes, int size);
   void* shared_memory(size_t bytes);
   [[noreturn]] void fail(const char* what, const Where& where);
+  void block_until(const char* reason, const Where& where);  // until somebody calls wake()
+  void wake(Thread* thread) { ready_.push_back(thread); }
 
   // Arrives with `data` at a warp operation; the last lane of `mask` calls
   // complete(data of all lanes, null where absent) and releases the others.
@@ -187,7 +194,6 @@ class Machine {
   void dispatch(Thread& thread);
   void finish_thread(Thread& thread);
   void publish(std::vector<PendingStore>& stores);
-  void block_until(const char* reason, const Where& where);
   bool arrive_at_warp(const char* name, uint32_t mask, void* data, const Where& where,
                       std::array<void*, 32>& arrived);
   void release_warp(uint32_t mask);

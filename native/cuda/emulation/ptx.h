@@ -163,6 +163,7 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 }
 
 inline float exp2(float x) { return std::exp2(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
 
 // The multicast range that holds an address, and the address's offset in it.
 struct MulticastPlace {
