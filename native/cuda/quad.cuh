@@ -5,9 +5,9 @@
 
 namespace nanoweave {
 
-// Transposes the 4×4 words that the lanes 4g..4g+3 hold, each a row. An accumulator of four tiles of
-// 8 columns, two 16-bit columns a word and lane, becomes 8 neighbouring columns of one tile in each
-// lane: 16 bytes to store at once.
+// Transposes the 4×4 words that the lanes 4g..4g+3 hold, each a row. An accumulator of four tiles
+// of 8 columns, two 16-bit columns a word and lane, becomes 8 neighbouring columns of one tile in
+// each lane: 16 bytes to store at once.
 __device__ __forceinline__ void transpose_quad(uint32_t (&words)[4]) {
   const bool high = (lane_index() & 2) != 0, odd = (lane_index() & 1) != 0;
 #pragma unroll

@@ -19,11 +19,11 @@ struct alignas(64) TensorMap {
 // of the tensor arrives as zeros. Unused dimensions are 1.
 struct TensorMapShape {
   DType dtype = DType::kBf16;
-  const void* base = nullptr;            // 16-byte aligned
-  int rank = 2;                          // 2 or 3
+  const void* base = nullptr;             // 16-byte aligned
+  int rank = 2;                           // 2 or 3
   std::array<int64_t, 3> sizes{1, 1, 1};  // elements
-  std::array<int64_t, 2> strides{};      // bytes, of dimensions 1 and 2; multiples of 16
-  std::array<int32_t, 3> box{1, 1, 1};   // elements, up to 256; 128 bytes in dimension 0
+  std::array<int64_t, 2> strides{};       // bytes, of dimensions 1 and 2; multiples of 16
+  std::array<int32_t, 3> box{1, 1, 1};    // elements, up to 256; 128 bytes in dimension 0
 };
 
 // Throws EngineError (internal) when the driver has no tensor maps or refuses this one.

@@ -36,8 +36,7 @@ inline constexpr bool kHasWgmma = false;  // wgmma and setmaxnreg are sm_90a's a
 // ---- Barriers -----------------------------------------------------------------------------------
 
 __device__ __forceinline__ void init_barrier(BlockBarrier& barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)),
-               "r"(count)
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(count)
                : "memory");
 }
 // Makes this thread's init_barrier() visible to the copy engine; a block barrier must follow.
@@ -51,10 +50,10 @@ __device__ __forceinline__ void arrive(BlockBarrier& barrier) {
 }
 // Arrives, and lets the phase wait for `bytes` more bytes of copies.
 __device__ __forceinline__ void arrive_and_expect(BlockBarrier& barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(&barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)),
+      "r"(bytes)
+      : "memory");
 }
 // Returns once the phase of this parity has ended: at once for 1 before the first phase has.
 __device__ __forceinline__ void wait_for(BlockBarrier& barrier, uint32_t parity) {

@@ -86,7 +86,8 @@ __device__ __forceinline__ void multiply_columns(float (&sums)[kColumns / 8][4],
 #define NW_TILES8(j) NW_TILES4(j), NW_TILES4(j + 4)
 
 template <>
-__device__ __forceinline__ void multiply_rows<bf16, 64>(float (&sums)[8][4], uint64_t a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void multiply_rows<bf16, 64>(float (&sums)[8][4], uint64_t a, uint64_t b,
+                                                        bool accumulate) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %34, 0; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, "
@@ -96,7 +97,8 @@ __device__ __forceinline__ void multiply_rows<bf16, 64>(float (&sums)[8][4], uin
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 template <>
-__device__ __forceinline__ void multiply_columns<bf16, 64>(float (&sums)[8][4], const uint32_t (&a)[4], uint64_t b) {
+__device__ __forceinline__ void multiply_columns<bf16, 64>(float (&sums)[8][4],
+                                                           const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %37, 0; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, "
@@ -107,7 +109,8 @@ __device__ __forceinline__ void multiply_columns<bf16, 64>(float (&sums)[8][4], 
 }
 
 template <>
-__device__ __forceinline__ void multiply_rows<f16, 64>(float (&sums)[8][4], uint64_t a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void multiply_rows<f16, 64>(float (&sums)[8][4], uint64_t a, uint64_t b,
+                                                       bool accumulate) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %34, 0; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, "
@@ -117,7 +120,8 @@ __device__ __forceinline__ void multiply_rows<f16, 64>(float (&sums)[8][4], uint
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 template <>
-__device__ __forceinline__ void multiply_columns<f16, 64>(float (&sums)[8][4], const uint32_t (&a)[4], uint64_t b) {
+__device__ __forceinline__ void multiply_columns<f16, 64>(float (&sums)[8][4],
+                                                          const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %37, 0; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, "
@@ -128,7 +132,8 @@ __device__ __forceinline__ void multiply_columns<f16, 64>(float (&sums)[8][4], c
 }
 
 template <>
-__device__ __forceinline__ void multiply_rows<bf16, 128>(float (&sums)[16][4], uint64_t a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void multiply_rows<bf16, 128>(float (&sums)[16][4], uint64_t a,
+                                                         uint64_t b, bool accumulate) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %66, 0; "
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, "
@@ -140,7 +145,8 @@ __device__ __forceinline__ void multiply_rows<bf16, 128>(float (&sums)[16][4], u
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 template <>
-__device__ __forceinline__ void multiply_columns<bf16, 128>(float (&sums)[16][4], const uint32_t (&a)[4], uint64_t b) {
+__device__ __forceinline__ void multiply_columns<bf16, 128>(float (&sums)[16][4],
+                                                            const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %69, 0; "
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, "
@@ -153,7 +159,8 @@ __device__ __forceinline__ void multiply_columns<bf16, 128>(float (&sums)[16][4]
 }
 
 template <>
-__device__ __forceinline__ void multiply_rows<f16, 128>(float (&sums)[16][4], uint64_t a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void multiply_rows<f16, 128>(float (&sums)[16][4], uint64_t a,
+                                                        uint64_t b, bool accumulate) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %66, 0; "
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, "
@@ -165,7 +172,8 @@ __device__ __forceinline__ void multiply_rows<f16, 128>(float (&sums)[16][4], ui
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 template <>
-__device__ __forceinline__ void multiply_columns<f16, 128>(float (&sums)[16][4], const uint32_t (&a)[4], uint64_t b) {
+__device__ __forceinline__ void multiply_columns<f16, 128>(float (&sums)[16][4],
+                                                           const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %69, 0; "
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, "
@@ -178,7 +186,8 @@ __device__ __forceinline__ void multiply_columns<f16, 128>(float (&sums)[16][4],
 }
 
 template <>
-__device__ __forceinline__ void multiply_rows<bf16, 256>(float (&sums)[32][4], uint64_t a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void multiply_rows<bf16, 256>(float (&sums)[32][4], uint64_t a,
+                                                         uint64_t b, bool accumulate) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %130, 0; "
       "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, "
@@ -195,7 +204,8 @@ __device__ __forceinline__ void multiply_rows<bf16, 256>(float (&sums)[32][4], u
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 template <>
-__device__ __forceinline__ void multiply_columns<bf16, 256>(float (&sums)[32][4], const uint32_t (&a)[4], uint64_t b) {
+__device__ __forceinline__ void multiply_columns<bf16, 256>(float (&sums)[32][4],
+                                                            const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %133, 0; "
       "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, "
@@ -213,7 +223,8 @@ __device__ __forceinline__ void multiply_columns<bf16, 256>(float (&sums)[32][4]
 }
 
 template <>
-__device__ __forceinline__ void multiply_rows<f16, 256>(float (&sums)[32][4], uint64_t a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void multiply_rows<f16, 256>(float (&sums)[32][4], uint64_t a,
+                                                        uint64_t b, bool accumulate) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %130, 0; "
       "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, "
@@ -230,7 +241,8 @@ __device__ __forceinline__ void multiply_rows<f16, 256>(float (&sums)[32][4], ui
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 template <>
-__device__ __forceinline__ void multiply_columns<f16, 256>(float (&sums)[32][4], const uint32_t (&a)[4], uint64_t b) {
+__device__ __forceinline__ void multiply_columns<f16, 256>(float (&sums)[32][4],
+                                                           const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %133, 0; "
       "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, "

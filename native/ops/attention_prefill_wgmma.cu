@@ -52,8 +52,7 @@ struct WgmmaPrefillShared {
   ptx::BlockBarrier values_full[Config::kStages], values_empty[Config::kStages];
 };
 template <typename Config>
-constexpr int kPrefillSharedBytes =
-    sizeof(WgmmaPrefillShared<bf16, Config>) + ptx::kSwizzleBytes;
+constexpr int kPrefillSharedBytes = sizeof(WgmmaPrefillShared<bf16, Config>) + ptx::kSwizzleBytes;
 
 struct WgmmaPrefillArgs {
   TensorMap q;   // [q_rows, heads·head_dim], boxes of kPrefillRows × 64
@@ -108,9 +107,9 @@ class PrefillFetcher {
     if (lane_index() == 0) ptx::arrive_and_expect(full, boxes * Config::kBoxBytes);
     __syncwarp();  // the bytes are expected before they come
     if (!wanted) return;
-    const int32_t block = attention_.block_tables[int64_t{tile.seq} *
-                                                      attention_.block_table_stride +
-                                                  first / attention_.block_size];
+    const int32_t block =
+        attention_.block_tables[int64_t{tile.seq} * attention_.block_table_stride +
+                                first / attention_.block_size];
     ptx::copy_box(to + (chunk * Config::kKeys + box * Config::kBoxKeys) * 64, args_.kv, full,
                   chunk * 64, first % attention_.block_size,
                   block * 2 * attention_.kv_heads + plane + tile.kv_head);
@@ -202,14 +201,14 @@ class PrefillGroup {
     ptx::commit_products();
   }
   // Their products have ended.
-  __device__ __forceinline__ void finish_scores(State& state, float (&score)[kKeyTiles][4],
-                                                int key, float (&factor)[2]) {
+  __device__ __forceinline__ void finish_scores(State& state, float (&score)[kKeyTiles][4], int key,
+                                                float (&factor)[2]) {
     ptx::pin(score);
     if (lane_index() == 0) ptx::arrive(shared_.keys_empty[keys_.stage]);
     keys_.advance();
-    const bool part = key + Config::kKeys - 1 > lowest_ ||
-                      (args_.window > 0 && key <= highest_ - args_.window);
-    float(&scores)[1][kKeyTiles][4] = reinterpret_cast<float(&)[1][kKeyTiles][4]>(score);
+    const bool part =
+        key + Config::kKeys - 1 > lowest_ || (args_.window > 0 && key <= highest_ - args_.window);
+    float (&scores)[1][kKeyTiles][4] = reinterpret_cast<float (&)[1][kKeyTiles][4]>(score);
     state.scale_scores(args_, scores);
     if (__any_sync(kFullWarp, part)) state.mask_scores(args_, scores, key);
     state.weigh(score, 0, factor);
@@ -220,8 +219,7 @@ class PrefillGroup {
                                                int key) {
     ptx::wait_for(shared_.values_full[values_.stage], values_.parity);
     if (key < tile_->first_seen || key + Config::kKeys > tile_->end_key) zero_unseen(key);
-    const uint64_t v =
-        ptx::describe_columns(shared_.values[values_.stage][0], Config::kKeys * 128);
+    const uint64_t v = ptx::describe_columns(shared_.values[values_.stage][0], Config::kKeys * 128);
     ptx::pin(state.out[0]);
     ptx::begin_products();
 #pragma unroll
@@ -258,8 +256,8 @@ class PrefillGroup {
     for (int step = 0; step < kSteps; ++step)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        weight[step][i] = pack2<T>(score[2 * step + i / 2][i % 2 * 2],
-                                   score[2 * step + i / 2][i % 2 * 2 + 1]);
+        weight[step][i] =
+            pack2<T>(score[2 * step + i / 2][i % 2 * 2], score[2 * step + i / 2][i % 2 * 2 + 1]);
   }
 
   // A tile of keys that no row of this group sees.
@@ -381,13 +379,13 @@ WgmmaPrefillArgs wgmma_prefill_args(const AttentionShape& shape, const CudaRank&
                             .sizes = {row, shape.q_rows, 1},
                             .strides = {row * 2, 0},
                             .box = {64, kPrefillRows, 1}});
-  args.kv = make_tensor_map(
-      {.dtype = a.dtype,
-       .base = a.kv,
-       .rank = 3,
-       .sizes = {a.head_dim, a.block_size, shape.kv_blocks * 2 * a.kv_heads},
-       .strides = {int64_t{a.head_dim} * 2, int64_t{a.head_dim} * 2 * a.block_size},
-       .box = {64, 16, 1}});
+  args.kv =
+      make_tensor_map({.dtype = a.dtype,
+                       .base = a.kv,
+                       .rank = 3,
+                       .sizes = {a.head_dim, a.block_size, shape.kv_blocks * 2 * a.kv_heads},
+                       .strides = {int64_t{a.head_dim} * 2, int64_t{a.head_dim} * 2 * a.block_size},
+                       .box = {64, 16, 1}});
   return args;
 }
 

@@ -249,8 +249,8 @@ void launch_wgmma(const MatmulShape& shape, const CudaLaunch& launch) {
 // priors: a smaller tile reads more of shared memory per flop.
 template <typename Config>
 double predict_cost(const CudaLaunch& launch, int64_t rows, int64_t n, double weight) {
-  const int64_t tiles = (rows + Config::kRows - 1) / Config::kRows *
-                        ((n + Config::kColumns - 1) / Config::kColumns);
+  const int64_t tiles =
+      (rows + Config::kRows - 1) / Config::kRows * ((n + Config::kColumns - 1) / Config::kColumns);
   const int64_t sms = std::max(launch.sm_budget, 1);
   return static_cast<double>((tiles + sms - 1) / sms) * Config::kRows * Config::kColumns * weight;
 }

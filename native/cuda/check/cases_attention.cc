@@ -108,8 +108,8 @@ void add_attention_cases(Cases& cases) {
       options.softcap = softcap;
       const std::string name =
           "window " + std::to_string(window) + (softcap > 0 ? ", softcap" : "");
-      add_for_devices(
-          cases, attention_case(name, {4, 2, 64}, options, {{1, 300}, {90, 440}, {5, 70}, {20, 20}}));
+      add_for_devices(cases, attention_case(name, {4, 2, 64}, options,
+                                            {{1, 300}, {90, 440}, {5, 70}, {20, 20}}));
       options.dtype = options.kv_dtype = DType::kF32;
       cases.push_back(attention_case(name, {4, 2, 8}, options, {{1, 100}, {10, 40}}));
     }
@@ -127,8 +127,7 @@ void add_attention_cases(Cases& cases) {
   // Larger blocks; a device with little shared memory.
   Options wide;
   wide.block_size = 64;
-  add_for_devices(cases,
-                  attention_case("blocks of 64", {4, 2, 128}, wide, {{1, 200}, {30, 130}}));
+  add_for_devices(cases, attention_case("blocks of 64", {4, 2, 128}, wide, {{1, 200}, {30, 130}}));
   for (const int64_t head_dim : {128, 256}) {
     OpCase small =
         attention_case("little shared memory", {4, 2, head_dim}, plain, {{1, 300}, {20, 40}});

@@ -79,7 +79,7 @@ void add_matmul_cases(Cases& cases) {
     add_for_devices(cases, matmul_case(types, 100, 129, 72, false));
     add_for_devices(cases, matmul_case(types, 300, 260, 104, true));  // large tiles
     add_tiles(cases, types);
-    OpCase wide = matmul_case(types, 7, 200, 72, false);       // 32 rows of W per block
+    OpCase wide = matmul_case(types, 7, 200, 72, false);  // 32 rows of W per block
     wide.sm_budget = wide.device.sm_count = 2;
     cases.push_back(std::move(wide));
     for (const int64_t rows : {3, 17, 70}) {

@@ -189,7 +189,8 @@ Memory CaseRun::make_memory(uint64_t seed) const {
       buffer.desc = desc;
       std::mt19937_64 random(seed * 7919 + i * 131 + (buffer.same_on_all_ranks ? 0 : rank));
       fill(memory.at(program_, static_cast<int>(i), rank), buffer, random);
-      if (desc.space == Space::kKv) poison_unseen(memory.at(program_, static_cast<int>(i), rank), desc, rank);
+      if (desc.space == Space::kKv)
+        poison_unseen(memory.at(program_, static_cast<int>(i), rank), desc, rank);
     }
   }
   return memory;
@@ -202,16 +203,15 @@ void CaseRun::poison_unseen(std::byte* kv, const BufferDesc& desc, int rank) con
   std::vector<bool> seen(limits.num_blocks * limits.block_size);
   for (int64_t s = 0; s < step.num_seqs(); ++s)
     for (int64_t key = 0; key < step.seq_lens[s]; ++key) {
-      const int32_t block =
-          step.block_tables[s * step.block_table_width + key / limits.block_size];
+      const int32_t block = step.block_tables[s * step.block_table_width + key / limits.block_size];
       seen[block * limits.block_size + key % limits.block_size] = true;
     }
   const int64_t head_dim = desc.shape[4].size, heads = 2 * desc.shape[2].size;
   const int64_t row_bytes = head_dim * dtype_bytes(desc.dtype);
   for (int64_t slot = 0; slot < static_cast<int64_t>(seen.size()); ++slot)
     for (int64_t head = 0; head < heads && !seen[slot]; ++head) {
-      const int64_t row = (slot / limits.block_size * heads + head) * limits.block_size +
-                          slot % limits.block_size;
+      const int64_t row =
+          (slot / limits.block_size * heads + head) * limits.block_size + slot % limits.block_size;
       std::memset(kv + row * row_bytes, 0xff, static_cast<size_t>(row_bytes));
     }
 }

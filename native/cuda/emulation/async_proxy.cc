@@ -131,8 +131,7 @@ Matrix load_a(const WarpProduct& product, unsigned warp, const Where& where) {
   if (product.a[0] == nullptr) {
     const Operand operand(product, product.a_descriptor, where);
     for (uint32_t row = 0; row < 16; ++row)
-      for (uint32_t k = 0; k < 16; ++k)
-        a[row][k] = operand.row_element(warp % 4 * 16 + row, k);
+      for (uint32_t k = 0; k < 16; ++k) a[row][k] = operand.row_element(warp % 4 * 16 + row, k);
     return a;
   }
   for (uint32_t lane = 0; lane < 32; ++lane)
@@ -298,7 +297,7 @@ void start_box_copy(void* to, const TensorMap& map, int rank, std::byte* barrier
   Machine& machine = Machine::instance();
   AsyncProxy& proxy = async_proxy();
   TensorMapShape shape;
-  std::memcpy(&shape, &map, sizeof shape);
+  std::memcpy(static_cast<void*>(&shape), &map, sizeof shape);
   if (shape.rank != rank) machine.fail("a copy of another rank than its tensor map", where);
   const uint32_t address = shared_address(to);
   if (address % 128 != 0) machine.fail("a box that is not aligned to 128 bytes", where);

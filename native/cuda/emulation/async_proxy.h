@@ -27,9 +27,7 @@ struct BoxCopy {
   std::byte* barrier;
   std::array<int64_t, 3> at;  // element coordinates, innermost first
 
-  uint32_t bytes() const {
-    return static_cast<uint32_t>(map.box[0] * map.box[1] * map.box[2] * 2);
-  }
+  uint32_t bytes() const { return static_cast<uint32_t>(map.box[0] * map.box[1] * map.box[2] * 2); }
 };
 
 // ---- Warpgroup products -------------------------------------------------------------------------
@@ -88,8 +86,8 @@ struct AsyncProxy {
   std::byte* shared = nullptr;
   uint32_t shared_bytes = 0;
 
-  std::vector<BoxCopy> copies;                             // under way
-  std::set<const std::byte*> unpublished;                  // barriers the copies cannot see yet
+  std::vector<BoxCopy> copies;                               // under way
+  std::set<const std::byte*> unpublished;                    // barriers the copies cannot see yet
   std::map<const std::byte*, std::vector<Thread*>> waiting;  // by barrier
   std::map<unsigned, WarpProducts> warps;
   std::map<unsigned, std::vector<ProductSignature>> warpgroups;

@@ -105,8 +105,8 @@ struct Block {
   std::byte* mapping = nullptr;
   size_t mapping_bytes = 0;  // guard page left out
   std::array<NamedBarrier, 16> barriers;
-  std::vector<PendingStore> stores;  // before the last block barrier, not yet released
-  unsigned running = 0;              // threads not done
+  std::vector<PendingStore> stores;         // before the last block barrier, not yet released
+  unsigned running = 0;                     // threads not done
   std::shared_ptr<AsyncProxy> async_proxy;  // made when first used
 
   Block() = default;
