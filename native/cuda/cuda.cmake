@@ -78,5 +78,5 @@ file(GLOB EMULATION_SOURCES CONFIGURE_DEPENDS native/cuda/emulation/*.cc native/
 add_executable(nanoweave_cuda_emulation EXCLUDE_FROM_ALL ${EMULATED_KERNELS} ${CUDA_HOST_SOURCES}
                ${EMULATION_SOURCES})
 target_compile_definitions(nanoweave_cuda_emulation PRIVATE NANOWEAVE_EMULATION)
-target_compile_options(nanoweave_cuda_emulation PRIVATE -Wno-unknown-pragmas -Wno-restrict)
+target_compile_options(nanoweave_cuda_emulation PRIVATE -Wno-unknown-pragmas -Wno-restrict -Wno-psabi)
 target_link_libraries(nanoweave_cuda_emulation PRIVATE nanoweave_engine)

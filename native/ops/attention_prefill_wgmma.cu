@@ -34,7 +34,8 @@ struct WgmmaPrefillConfig {
   static constexpr int kBoxBytes = kBoxKeys * 128;
   static constexpr int kBoxes = kKeys / kBoxKeys * kChunks;  // of a tile of keys, a lane each
   static_assert(kGroups == 2, "the split of registers below");
-  static_assert(kHeadDim % 16 == 0 && kBoxes <= kWarpSize);
+  static_assert(kHeadDim % 16 == 0 && kHeadDim <= kColumns && kBoxes <= kWarpSize);
+  static_assert(kBoxBytes % ptx::kSwizzleBytes == 0);
 };
 
 // Registers of 65536 for 384 threads, compiled for 168 each.

@@ -33,7 +33,8 @@ struct WgmmaConfig {
   static constexpr int kStageBytes = 2 * kStageElements;
   static_assert(kGroups == 2, "the split of registers below");
   static_assert(kRows <= 256 && kColumns <= 256, "a box of the copy engine");
-  static_assert(kRows * kDepth * 2 % ptx::kSwizzleBytes == 0);
+  static_assert(kRows * kDepth * 2 % ptx::kSwizzleBytes == 0 &&
+                kStageBytes % ptx::kSwizzleBytes == 0);
 };
 
 using WideTile = WgmmaConfig<2, 1, 256, 4>;    // 128 × 256

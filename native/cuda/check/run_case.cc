@@ -189,7 +189,7 @@ Memory CaseRun::make_memory(uint64_t seed) const {
       buffer.desc = desc;
       std::mt19937_64 random(seed * 7919 + i * 131 + (buffer.same_on_all_ranks ? 0 : rank));
       fill(memory.at(program_, static_cast<int>(i), rank), buffer, random);
-      if (desc.space == Space::kKv)
+      if (desc.space == Space::kKv && program_.ops.back().kind == "attention")
         poison_unseen(memory.at(program_, static_cast<int>(i), rank), desc, rank);
     }
   }
