@@ -7,6 +7,8 @@ import type { GenerateChunk, Usage } from '../engine/types.ts'
 
 /** Events are JSON texts: most of one is the same for a whole stream, and is written out once. */
 export interface Answer {
+  readonly operation: 'chat' | 'text_completion'
+  readonly id: string
   /** Events before the first token. */
   open(): readonly string[]
   /** Takes a chunk of a choice; the events it becomes, none when the answer is not streamed. */

@@ -54,6 +54,7 @@ interface ChoiceState {
 type Delta = Readonly<Record<string, unknown>>
 
 export class ChatAnswer implements Answer {
+  readonly operation = 'chat'
   readonly #options: ChatAnswerOptions
   /** What every event of the stream begins and ends with. */
   readonly #eventHead: string
@@ -74,6 +75,10 @@ export class ChatAnswer implements Answer {
       logprobs: [],
       finishReason: 'stop',
     }))
+  }
+
+  get id(): string {
+    return this.#options.header.id
   }
 
   open(): readonly string[] {

@@ -3,6 +3,7 @@
 import { ApiError, badRequest, engineFailed } from './api-error.ts'
 import type { Metrics } from './metrics.ts'
 import type { ToolFormat } from './tools/index.ts'
+import type { StartSpan } from './tracing.ts'
 import { MAX_CHARACTERS_PER_TOKEN, type ServedEngine, type ServerLimits } from './types.ts'
 
 export interface ServerContext {
@@ -13,6 +14,7 @@ export interface ServerContext {
   readonly startedAt: number
   readonly limits: ServerLimits
   readonly metrics: Metrics
+  readonly startSpan: StartSpan
   /** Undefined: tools are refused. */
   readonly toolFormat: ToolFormat | undefined
   readonly splitsReasoning: boolean

@@ -26,6 +26,7 @@ import { addModelRoutes } from './routes/models.ts'
 import { addStatusRoutes } from './routes/status.ts'
 import { addTokenRoutes } from './routes/tokens.ts'
 import { detectToolFormat, THINK_OPEN, TOOL_FORMATS, type ToolFormat } from './tools/index.ts'
+import { createTracing } from './tracing.ts'
 import {
   DEFAULT_LIMITS,
   type ServedEngine,
@@ -48,6 +49,7 @@ export interface Server {
 export function createServer(engine: ServedEngine, options: ServerOptions = {}): Server {
   const limits: ServerLimits = { ...DEFAULT_LIMITS, ...options.limits }
   const modelName = options.modelName ?? basename(engine.info.folder)
+  const version = readVersion()
   const metrics = createMetrics(engine, modelName)
   const app = createApp(limits, options.logLevel ?? 'info')
   const admission = addAdmission(app, {
@@ -59,7 +61,8 @@ export function createServer(engine: ServedEngine, options: ServerOptions = {}):
   const context: ServerContext = {
     engine,
     modelName,
-    version: readVersion(),
+    version,
+    startSpan: createTracing(modelName, version),
     startedAt: Math.floor(Date.now() / 1000),
     limits,
     metrics,

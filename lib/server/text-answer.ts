@@ -31,6 +31,7 @@ interface ChoiceState {
 }
 
 export class TextAnswer implements Answer {
+  readonly operation = 'text_completion'
   readonly #options: TextAnswerOptions
   /** What every event of the stream begins and ends with. */
   readonly #eventHead: string
@@ -47,6 +48,10 @@ export class TextAnswer implements Answer {
       logprobs: [],
       finishReason: 'stop',
     }))
+  }
+
+  get id(): string {
+    return this.#options.header.id
   }
 
   open(): readonly string[] {

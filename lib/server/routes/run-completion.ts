@@ -8,7 +8,7 @@ import { setMaxListeners } from 'node:events'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { GenerateChunk, Usage } from '../../engine/types.ts'
 import type { Answer, AnswerHeader } from '../answer.ts'
-import { engineFailed, toApiError } from '../api-error.ts'
+import { type ApiError, engineFailed, toApiError } from '../api-error.ts'
 import type { ServerContext } from '../context.ts'
 import { EventStream } from '../event-stream.ts'
 import { type Choice, runChoices } from '../run-choices.ts'
@@ -63,6 +63,16 @@ export async function runCompletion(
   }
   const usage = createUsage(completion.choices)
   const observe = createObserver(context)
+  const finishReasons: string[] = []
+  const span = context.startSpan({
+    operation: answer.operation,
+    responseId: answer.id,
+    isStreamed,
+    numChoices: choices.length,
+    sampling: choices[0].request,
+    headers: request.headers,
+    startTime: Date.now() - reply.elapsedTime,
+  })
   try {
     await runChoices(context.engine, choices, {
       arrivalMs: performance.now() - reply.elapsedTime,
@@ -73,14 +83,21 @@ export async function runCompletion(
       onChunk: (choice, chunk) => {
         observe(choice.index, chunk)
         usage.add(choice, chunk)
+        if (chunk.finishReason !== undefined) finishReasons[choice.index] = chunk.finishReason
         const events = answer.push(choice.index, chunk)
         return stream?.send(events)
       },
     })
   } catch (error) {
-    await fail(context, request, reply, stream, error, controller.signal)
+    const { failed } = context.engine.stats()
+    const apiError = failed === undefined ? toApiError(error) : engineFailed(failed, error)
+    span.fail(apiError.code, apiError.message)
+    if (stream === undefined) throw apiError
+    const isGone = controller.signal.aborted && reply.raw.destroyed
+    if (!isGone) await endWithError(request, stream, apiError, error)
     return
   }
+  span.end(usage.total, finishReasons)
   if (stream === undefined) {
     await reply.send(answer.body(usage.total))
     return
@@ -89,21 +106,14 @@ export async function runCompletion(
   stream.end('[DONE]')
 }
 
-/** Before the headers: thrown on, for the error handler. After them: an event, and the end. */
-async function fail(
-  context: ServerContext,
+/** After the headers there is no status to send: an event, and the end. */
+async function endWithError(
   request: FastifyRequest,
-  reply: FastifyReply,
-  stream: EventStream | undefined,
-  error: unknown,
-  signal: AbortSignal,
+  stream: EventStream,
+  apiError: ApiError,
+  cause: unknown,
 ): Promise<void> {
-  const { failed } = context.engine.stats()
-  const apiError = failed === undefined ? toApiError(error) : engineFailed(failed, error)
-  if (stream === undefined) throw apiError
-  const isGone = signal.aborted && reply.raw.destroyed
-  if (isGone) return
-  request.log.warn({ err: error, code: apiError.code }, 'stream ended by an error')
+  request.log.warn({ err: cause, code: apiError.code }, 'stream ended by an error')
   await stream.send([JSON.stringify(apiError.body)])
   stream.end(undefined)
 }
