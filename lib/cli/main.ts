@@ -16,6 +16,7 @@ import { registerDemo } from './commands/demo.ts'
 import { registerDoctor } from './commands/doctor.ts'
 import { registerGenerate } from './commands/generate.ts'
 import { registerInspect } from './commands/inspect.ts'
+import { registerPlan } from './commands/plan.ts'
 import { registerScore } from './commands/score.ts'
 import { registerServe } from './commands/serve.ts'
 import { describeError } from './describe-error.ts'
@@ -31,6 +32,7 @@ const commands: readonly RegisterCommand[] = [
   registerScore,
   registerInspect,
   registerBench,
+  registerPlan,
   registerDoctor,
 ]
 
@@ -46,6 +48,7 @@ Examples:
   nanoweave bench serve --url http://127.0.0.1:8000 --rate 4 --duration 60
   nanoweave score MODEL --tokens 1,680,679 --json
   nanoweave inspect MODEL
+  nanoweave plan --preset llama-3-70b --tp 8 --hardware h100 --tokens 8192 --html plan.html
   nanoweave doctor
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 unsupported, 130 interrupted.`

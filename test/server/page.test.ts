@@ -3,21 +3,10 @@
  * so, where there is none.
  */
 
-import { existsSync } from 'node:fs'
-import { delimiter, join } from 'node:path'
 import { type Browser, chromium, type Page } from 'playwright-core'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { findChromium } from '../support/chromium.ts'
 import { expectBaseline, type Running, send, serveDemo } from './support.ts'
-
-function findChromium(): string | undefined {
-  const { NANOWEAVE_CHROMIUM, PATH = '' } = process.env
-  if (NANOWEAVE_CHROMIUM !== undefined) return NANOWEAVE_CHROMIUM
-  return PATH.split(delimiter)
-    .flatMap((folder) =>
-      ['chromium', 'chromium-browser', 'google-chrome'].map((name) => join(folder, name)),
-    )
-    .find((file) => existsSync(file))
-}
 
 const executablePath = findChromium()
 if (executablePath === undefined) console.warn('SKIPPED: the page in a browser; no Chromium here')
