@@ -56,6 +56,7 @@ const LIB_ARROWS: Readonly<Record<string, readonly string[]>> = {
     'native',
     'planner',
     'program',
+    'scheduler',
     'server',
     'simulator',
     'tokenizer',

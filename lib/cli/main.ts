@@ -19,6 +19,7 @@ import { registerInspect } from './commands/inspect.ts'
 import { registerPlan } from './commands/plan.ts'
 import { registerScore } from './commands/score.ts'
 import { registerServe } from './commands/serve.ts'
+import { registerSimulate } from './commands/simulate.ts'
 import { describeError } from './describe-error.ts'
 import { EXIT_FAILED, EXIT_OK, EXIT_USAGE, exitCodeOf } from './exit-codes.ts'
 import { type Interrupt, listenForInterrupt } from './interrupt.ts'
@@ -33,6 +34,7 @@ const commands: readonly RegisterCommand[] = [
   registerInspect,
   registerBench,
   registerPlan,
+  registerSimulate,
   registerDoctor,
 ]
 

@@ -44,8 +44,45 @@ interface CostContext {
 
 type CostFunction = (context: CostContext) => OpCost
 
-/** Cost of `op` in a step of `shape`; `bounds` are the part boundaries, [parts + 1]. */
-export function opCost(
+/** Cost of every op in a step of `shape`; `bounds` are the part boundaries, [parts + 1]. */
+export function programCosts(
+  hardware: Hardware,
+  program: Program,
+  shape: StepShape,
+  bounds: readonly number[],
+): OpCost[] {
+  const twins = twinsOf(program)
+  const costs: OpCost[] = []
+  program.ops.forEach((op, index) => {
+    const twin = twins[index]!
+    costs.push(twin < index ? costs[twin]! : opCost(hardware, program, op, shape, bounds))
+  })
+  return costs
+}
+
+/** Layers repeat: for each op the first that costs the same in every step. */
+const TWINS = new WeakMap<Program, Int32Array>()
+
+function twinsOf(program: Program): Int32Array {
+  const known = TWINS.get(program)
+  if (known !== undefined) return known
+  const first = new Map<string, number>()
+  const twins = Int32Array.from(program.ops, ({ kind, attrs, inputs, outputs }, index) => {
+    const operands = [...inputs, ...outputs].map((view) => {
+      if (view === null) return null
+      const { shape, dtype } = program.buffers[view.buffer]!
+      return [shape, dtype, view.part]
+    })
+    const key = JSON.stringify([kind, attrs, operands])
+    const twin = first.get(key) ?? index
+    first.set(key, twin)
+    return twin
+  })
+  TWINS.set(program, twins)
+  return twins
+}
+
+function opCost(
   hardware: Hardware,
   program: Program,
   op: ProgramOp,

@@ -152,7 +152,9 @@ export function renderPlan(report: PlanReport, measured: readonly MeasuredStep[]
 <style>
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff; max-width: ${WIDTH}px }
 svg text { font: 12px system-ui, sans-serif; fill: #222 } svg .name { text-anchor: middle; font-size: 11px } svg .end { text-anchor: end }
-.compute { fill: #8fb4ee } .memory { fill: #f2cf82 } .network { fill: #9ed3a4 } .part1 { fill-opacity: 0.75 } .part2 { fill-opacity: 0.55 } .part3 { fill-opacity: 0.4 }
+.compute { fill: #86aeec } .compute.part1 { fill: #adc9f4 } .compute.part2 { fill: #c8dbf8 } .compute.part3 { fill: #dfeafb }
+.memory { fill: #f0c870 } .memory.part1 { fill: #f6dba1 } .memory.part2 { fill: #f9e6c0 } .memory.part3 { fill: #fcf0da }
+.network { fill: #8fcb96 } .network.part1 { fill: #b3dcb8 } .network.part2 { fill: #cde8d0 } .network.part3 { fill: #e1f2e3 }
 svg rect { stroke: #fff; stroke-width: 0.5 } svg rect.critical { stroke: #b00020; stroke-width: 1.5 }
 .idle { fill: url(#hatch) } .hatch { stroke: #d8dbe0; stroke-width: 2 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums } th, td { padding: 0.15rem 0.8rem; text-align: right; border-bottom: 1px solid #ddd } td:first-child, th:first-child { text-align: left }

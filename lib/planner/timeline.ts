@@ -10,7 +10,7 @@ import { extrapolate, type LayeredProgram } from '../program/layered.ts'
 import { hasParts } from '../program/shapes.ts'
 import { LANES, type Lane, type Program } from '../program/types.ts'
 import { type Hardware, performanceOf } from './hardware.ts'
-import { type OpCost, opCost } from './op-cost.ts'
+import { type OpCost, programCosts } from './op-cost.ts'
 import type { StepShape } from './step-shape.ts'
 
 /** Shares of the device that a schedule gives away, 0..1. */
@@ -52,7 +52,7 @@ export function predictTimeline(
   bounds: readonly number[],
   shares: LaneShares,
 ): Timeline {
-  const costs = program.ops.map((op) => opCost(hardware, program, op, shape, bounds))
+  const costs = programCosts(hardware, program, shape, bounds)
   const run = runLanes(hardware, program, costs, shares)
   const critical = criticalOps(run)
   const busySeconds = { compute: 0, memory: 0, network: 0 }
@@ -84,7 +84,7 @@ export function predictSeconds(
   shares: LaneShares,
 ): number {
   const secondsOf = (program: Program) => {
-    const costs = program.ops.map((op) => opCost(hardware, program, op, shape, bounds))
+    const costs = programCosts(hardware, program, shape, bounds)
     const { seconds } = runLanes(hardware, program, costs, shares)
     return Math.max(seconds, hostSeconds(hardware, program))
   }
