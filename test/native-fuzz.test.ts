@@ -36,6 +36,9 @@ const LIMITS = {
   numHostBlocks: 6,
 }
 
+/** The fixture has 320 tokens. */
+const MASK_WORDS = 10
+
 const INTERESTING = [-1, 0, 1, 2, 3, 4, 15, 16, 17, 64, 127, 128, 4096, 2 ** 31 - 1, -(2 ** 31)]
 
 function pickNumber(random: Random): number {
@@ -101,6 +104,7 @@ function validStep(
       [STEP_SECTION.blockCopies, blockCopies],
       [STEP_SECTION.swapOut, swapOut],
       [STEP_SECTION.swapIn, swapIn],
+      [STEP_SECTION.allowedTokens, [1, MASK_WORDS, ...range(MASK_WORDS), 0, 0]],
     ]),
   )
 }

@@ -52,6 +52,11 @@ export const STEP_SECTION = {
   swapOut: 13,
   /** [n · 3] the same, copied from the host after `swapOut` and before `blockCopies`. */
   swapIn: 14,
+  /**
+   * Repeated {slot, count, word…}: which tokens the slot may sample from now on, bit t of word t / 32
+   * for token t. count: ceil(vocabSize / 32), or 0: all of them again.
+   */
+  allowedTokens: 15,
 } as const
 
 /** Flags of a `rows` entry. Bits 8..15: number of top log-probabilities to return (0..20). */
@@ -67,7 +72,7 @@ export const ROW_FLAG = {
 /**
  * Words of one `slotParams` entry: {slot, seed low, seed high, temperature f32, topK (0: off), topP f32,
  * minP f32, repetition f32, presence f32, frequency f32, flags (0), reserved (0)}. Sending
- * it also clears the slot's penalty counts and bias.
+ * it also clears the slot's penalty counts, bias and mask.
  */
 export const SLOT_PARAM_WORDS = 12
 
@@ -93,10 +98,16 @@ export interface SlotUpdates {
   readonly params: WordList
   readonly history: WordList
   readonly bias: WordList
+  readonly allowed: WordList
 }
 
 export function createSlotUpdates(): SlotUpdates {
-  return { params: new WordList(), history: new WordList(), bias: new WordList() }
+  return {
+    params: new WordList(),
+    history: new WordList(),
+    bias: new WordList(),
+    allowed: new WordList(),
+  }
 }
 
 /** Row boundaries of `parts` nano-batches of ceil(numTokens / parts) rows; the last may be empty. */
@@ -128,7 +139,7 @@ export class StepEncoder {
   encode(plan: StepPlan, updates: SlotUpdates, group = 0): Int32Array {
     let width = 0
     for (let i = 0; i < plan.numSeqs; i++) width = Math.max(width, plan.seqs[i].numBlocks)
-    const lists = [updates.params, updates.history, updates.bias]
+    const lists = [updates.params, updates.history, updates.bias, updates.allowed]
     const { swapOuts, swapIns } = plan
     const numSections =
       8 +
@@ -167,6 +178,7 @@ export class StepEncoder {
     this.#encodeList(STEP_SECTION.slotBias, updates.bias, group)
     this.#encodeList(STEP_SECTION.swapOut, swapOuts, group)
     this.#encodeList(STEP_SECTION.swapIn, swapIns, group)
+    this.#encodeList(STEP_SECTION.allowedTokens, updates.allowed, group)
     return words.subarray(0, size)
   }
 

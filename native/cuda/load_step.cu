@@ -1,6 +1,7 @@
 // The kernels before a step. They take sizes from the packed header, which is on the device
 // already; the host's copy of it shapes the grids.
 #include <algorithm>
+#include <cfloat>
 
 #include "cuda/launch.h"
 #include "cuda/load_step.h"
@@ -87,11 +88,38 @@ __global__ void __launch_bounds__(LoadStepConfig::kThreads)
     params.presence_penalty = bit_cast_to<float>(words[8]);
     params.frequency_penalty = bit_cast_to<float>(words[9]);
     params.has_bias = 0;
+    params.has_mask = 0;
   }
   const int64_t first = slot * args.slots.vocab_size;
   for (int i = grid_thread(); i < args.slots.vocab_size; i += grid_threads()) {
     args.slots.counts[first + i] = 0;
     args.slots.bias[first + i] = 0;
+  }
+}
+
+// Entries add up in their order, each token in the hands of one thread, so that every rank has the
+// same sum. Finite entries may add up to +Inf, which would poison the whole row.
+__device__ void fill_bias(const UpdateSlotsArgs& args, const int32_t* lists, int words) {
+  for (int at = 0; at + 2 <= words; at += 2 + 2 * lists[at + 1]) {
+    const int64_t slot = lists[at];
+    float* bias = args.slots.bias + slot * args.slots.vocab_size;
+    for (int i = 0; i < lists[at + 1]; ++i) {
+      const int32_t token = lists[at + 2 + 2 * i];
+      if (token % LoadStepConfig::kThreads != threadIdx.x) continue;
+      bias[token] = fminf(bias[token] + bit_cast_to<float>(lists[at + 3 + 2 * i]), FLT_MAX);
+    }
+    if (threadIdx.x == 0) args.slots.params[slot].has_bias = 1;
+  }
+}
+
+__device__ void fill_allowed(const UpdateSlotsArgs& args, const int32_t* lists, int words) {
+  for (int at = 0; at + 2 <= words; at += 2 + lists[at + 1]) {
+    const int64_t slot = lists[at];
+    const int count = lists[at + 1];
+    uint32_t* allowed = args.slots.allowed + slot * mask_words(args.slots.vocab_size);
+    for (int i = threadIdx.x; i < count; i += LoadStepConfig::kThreads)
+      allowed[i] = static_cast<uint32_t>(lists[at + 2 + i]);
+    if (threadIdx.x == 0) args.slots.params[slot].has_mask = count > 0 ? 1 : 0;
   }
 }
 
@@ -106,15 +134,8 @@ __global__ void __launch_bounds__(LoadStepConfig::kThreads)
       args.slots.counts[first + history[at + 2 + i]] |= kCountPrompt;
     __syncthreads();  // a token may stand in two lists of a slot
   }
-  const int32_t* bias = args.packed + header.slot_bias;
-  for (int at = 0; at + 2 <= header.num_slot_bias; at += 2 + 2 * bias[at + 1]) {
-    const int64_t slot = bias[at];
-    const int64_t first = slot * args.slots.vocab_size;
-    for (int i = threadIdx.x; i < bias[at + 1]; i += LoadStepConfig::kThreads)
-      atomicAdd(args.slots.bias + first + bias[at + 2 + 2 * i],
-                bit_cast_to<float>(bias[at + 3 + 2 * i]));
-    if (threadIdx.x == 0) args.slots.params[slot].has_bias = 1;
-  }
+  fill_bias(args, args.packed + header.slot_bias, header.num_slot_bias);
+  fill_allowed(args, args.packed + header.allowed_tokens, header.num_allowed_tokens);
 }
 
 struct CopyBlocksArgs {
@@ -160,7 +181,8 @@ void update_slots(CudaStream stream, const int32_t* packed, const SlotStates& sl
     launch(set_slots_kernel,
            shape_for(slots.vocab_size, static_cast<unsigned>(header.num_slot_params)), stream,
            args);
-  if (header.num_slot_history > 0 || header.num_slot_bias > 0)
+  CHECK(header.num_allowed_tokens == 0 || slots.allowed != nullptr);
+  if (header.num_slot_history > 0 || header.num_slot_bias > 0 || header.num_allowed_tokens > 0)
     launch(fill_slots_kernel, {.threads = LoadStepConfig::kThreads}, stream, args);
 }
 

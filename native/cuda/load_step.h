@@ -12,7 +12,7 @@ namespace nanoweave {
 void load_step(CudaStream stream, const int32_t* packed, const DeviceStep& step,
                const SlotStates& slots, const PackedStep& header);
 
-// Applies slot parameters, then history, then bias, as SlotTable::apply() does.
+// Applies slot parameters, then history, bias and allowed tokens, as SlotTable::apply() does.
 void update_slots(CudaStream stream, const int32_t* packed, const SlotStates& slots,
                   const PackedStep& header);
 

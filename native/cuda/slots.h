@@ -16,6 +16,7 @@ struct SlotParams {
   float presence_penalty;
   float frequency_penalty;
   int32_t has_bias;
+  int32_t has_mask;
   int32_t last_token;  // the one sampled last
 };
 
@@ -28,6 +29,7 @@ struct SlotStates {
   SlotParams* params;  // [num_slots]
   uint16_t* counts;    // [num_slots, vocab_size]
   float* bias;         // [num_slots, vocab_size], read where has_bias
+  uint32_t* allowed;   // [num_slots, mask_words(vocab_size)], read where has_mask: a bit per token
   int32_t vocab_size;
 };
 

@@ -162,7 +162,8 @@ int64_t packed_step_words(const GroupStep& step) {
   return kHeaderWords + 3 * step.num_tokens() + static_cast<int64_t>(step.block_tables.size()) +
          4 * static_cast<int64_t>(step.rows.size()) + segments +
          static_cast<int64_t>(step.slot_params.size() + step.slot_history.size() +
-                              step.slot_bias.size() + step.block_copies.size());
+                              step.slot_bias.size() + step.block_copies.size() +
+                              step.allowed_tokens.size());
 }
 
 void pack_step(const GroupStep& step, const StepPlanConfig& config, std::span<int32_t> words) {
@@ -200,6 +201,8 @@ void pack_step(const GroupStep& step, const StepPlanConfig& config, std::span<in
   header.num_slot_bias = count_of(step.slot_bias, 1);
   header.block_copies = packer.append(step.block_copies);
   header.num_block_copies = count_of(step.block_copies, 2);
+  header.allowed_tokens = packer.append(step.allowed_tokens);
+  header.num_allowed_tokens = count_of(step.allowed_tokens, 1);
   std::memcpy(words.data(), &header, sizeof header);
 }
 

@@ -76,10 +76,11 @@ struct PackedStep {
   int32_t tokens, positions, kv_slots, block_tables, rows;
   int32_t num_kv_slots;  // num_tokens, or 0: a program without a KV cache
   int32_t decode[kMaxParts + 1], prefill[kMaxParts + 1];
-  int32_t slot_params, num_slot_params;    // entries of kSlotParamWords
-  int32_t slot_history, num_slot_history;  // words
-  int32_t slot_bias, num_slot_bias;        // words
-  int32_t block_copies, num_block_copies;  // pairs
+  int32_t slot_params, num_slot_params;        // entries of kSlotParamWords
+  int32_t slot_history, num_slot_history;      // words
+  int32_t slot_bias, num_slot_bias;            // words
+  int32_t block_copies, num_block_copies;      // pairs
+  int32_t allowed_tokens, num_allowed_tokens;  // words
 };
 
 struct StepPlanConfig {

@@ -3,9 +3,9 @@
 // were asked for are still in the op's input: the backend copies them from there.
 //
 // One block per row. Greedy: one pass over the row. Otherwise the weights exp((l − max) / T) of the
-// penalised, biased logits go to the workspace, and a handful of passes over them (in L2) find the
-// cuts and the draw. Log-probabilities are of the logits as given. Stays in the rank: all ranks of
-// a group hold the same logits and state, and draw the same token.
+// penalised, biased and masked logits go to the workspace, and a handful of passes over them (in
+// L2) find the cuts and the draw. Log-probabilities are of the logits as given. Stays in the rank:
+// all ranks of a group hold the same logits and state, and draw the same token.
 #include "cuda/rows.cuh"
 #include "ops/sampling.cuh"
 
@@ -33,17 +33,20 @@ struct SlotView {
   SlotParams params;
   const uint16_t* counts;
   const float* bias;
+  const uint32_t* allowed;
   bool penalises;
 
   __device__ SlotView(const SlotStates& slots, int64_t slot)
       : params(slots.params[slot]),
         counts(slots.counts + slot * slots.vocab_size),
         bias(slots.bias + slot * slots.vocab_size),
+        allowed(slots.allowed + slot * mask_words(slots.vocab_size)),
         penalises(params.repetition_penalty != 1 || params.presence_penalty != 0 ||
                   params.frequency_penalty != 0) {}
 
-  // As penalize() and the bias of sample.host.cc.
+  // As penalize(), the bias and forbid() of sample.host.cc.
   __device__ float change(float logit, int token) const {
+    if (params.has_mask != 0 && (allowed[token / 32] >> (token % 32) & 1) == 0) return -INFINITY;
     if (penalises && counts[token] != 0) {
       const int sampled = counts[token] & kCountMask;
       logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;

@@ -1,7 +1,8 @@
 // sample: a token per row of logits [R, V] that asks for one, into tokens [R] and the slot; log-
 // probabilities, the most likely tokens and whole rows of logits into the step's result.
 // Log-probabilities are of the logits as given. For sampling they are then penalised (repetition on
-// prompt and output; frequency and presence on the output), biased, and divided by the temperature.
+// prompt and output; frequency and presence on the output), biased, cut down to the tokens that the
+// slot allows, and divided by the temperature.
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -31,6 +32,23 @@ void penalize(const SlotState& slot, std::span<float> logits) {
       logits[token] -= slot.frequency_penalty * static_cast<float>(count) + slot.presence_penalty;
 }
 
+// Tokens that may not come get −∞. Words of ones and of zeros, nearly all of a mask, cost one test.
+void forbid(std::span<const uint32_t> allowed, std::span<float> logits) {
+  constexpr size_t kBits = 32;
+  constexpr float kForbidden = -std::numeric_limits<float>::infinity();
+  for (size_t begin = 0; begin < logits.size(); begin += kBits) {
+    const uint32_t word = allowed[begin / kBits];
+    if (word == UINT32_MAX) continue;
+    const auto tokens = logits.subspan(begin, std::min(kBits, logits.size() - begin));
+    if (word == 0) {
+      std::ranges::fill(tokens, kForbidden);
+      continue;
+    }
+    for (size_t bit = 0; bit < tokens.size(); ++bit)
+      if ((word >> bit & 1) == 0) tokens[bit] = kForbidden;
+  }
+}
+
 // What one thread needs to sample a row of V logits.
 struct ThreadScratch {
   static constexpr int64_t kRows = 4;  // of V words
@@ -43,17 +61,18 @@ struct ThreadScratch {
                            static_cast<size_t>(vocab)},
             .edge = {reinterpret_cast<int32_t*>(memory + 3 * vocab), static_cast<size_t>(vocab)}} {}
 
-  std::span<float> changed;  // penalised and biased logits
+  std::span<float> changed;  // penalised, biased and masked logits
   SampleScratch sampling;
 };
 
 int32_t sample_row(const VectorKernels& kernels, std::span<const float> logits,
                    const SlotState& slot, int32_t position, const ThreadScratch& scratch) {
-  if (slot.has_penalties() || !slot.bias.empty()) {
+  if (slot.has_penalties() || !slot.bias.empty() || !slot.allowed.empty()) {
     std::memcpy(scratch.changed.data(), logits.data(), logits.size_bytes());
     if (slot.has_penalties()) penalize(slot, scratch.changed);
     for (const auto& [token, bias] : slot.bias)
       if (token < static_cast<int32_t>(logits.size())) scratch.changed[token] += bias;
+    if (!slot.allowed.empty()) forbid(slot.allowed, scratch.changed);
     logits = scratch.changed;
   }
   const SamplingParams params{.seed = slot.seed,

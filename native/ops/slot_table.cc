@@ -31,6 +31,7 @@ void SlotTable::apply(const GroupStep& step) {
     slot.output_counts.clear();
     slot.prompt_counts.clear();
     slot.bias.clear();
+    slot.allowed.clear();
   }
   for (size_t at = 0; at + 2 <= step.slot_history.size();) {
     SlotState& slot = slots_[step.slot_history[at]];
@@ -50,6 +51,12 @@ void SlotTable::apply(const GroupStep& step) {
       if (bias == 0) slot.bias.erase(pairs[i]);
     }
     at += 2 + 2 * count;
+  }
+  for (size_t at = 0; at + 2 <= step.allowed_tokens.size();) {
+    const auto count = static_cast<size_t>(step.allowed_tokens[at + 1]);
+    const std::span<const int32_t> mask = step.allowed_tokens.subspan(at + 2, count);
+    slots_[step.allowed_tokens[at]].allowed.assign(mask.begin(), mask.end());
+    at += 2 + count;
   }
 }
 

@@ -25,6 +25,7 @@ struct SlotState {
       output_counts;  // token → times sampled; kept only with penalties
   std::unordered_map<int32_t, int32_t> prompt_counts;  // repetition penalty sees the prompt too
   std::unordered_map<int32_t, float> bias;             // token → added to its logit
+  std::vector<uint32_t> allowed;  // a bit per token; empty: every token may come
   int32_t last_token = 0;
 
   bool has_penalties() const {
@@ -36,7 +37,7 @@ class SlotTable {
  public:
   explicit SlotTable(int64_t num_slots) : slots_(num_slots) {}
 
-  // Applies slot_params, then slot_history, then slot_bias of a step.
+  // Applies slot_params, then slot_history, slot_bias and allowed_tokens of a step.
   void apply(const GroupStep& step);
 
   SlotState& operator[](int64_t slot) { return slots_[slot]; }

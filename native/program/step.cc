@@ -17,7 +17,7 @@ namespace nanoweave {
 
 namespace {
 
-constexpr int kNumSectionKinds = 14;
+constexpr int kNumSectionKinds = 15;
 constexpr std::array<const char*, kNumSectionKinds + 1> kSectionNames = {"",
                                                                          "partBounds",
                                                                          "tokens",
@@ -32,7 +32,8 @@ constexpr std::array<const char*, kNumSectionKinds + 1> kSectionNames = {"",
                                                                          "slotBias",
                                                                          "blockCopies",
                                                                          "swapOut",
-                                                                         "swapIn"};
+                                                                         "swapIn",
+                                                                         "allowedTokens"};
 constexpr int kMaxTopLogprobs = 20;
 constexpr int64_t kMaxLogitsWords = int64_t{1} << 28;  // of one step's result: 1 GiB
 constexpr int32_t kEmptyBounds[5] = {0, 0, 0, 0, 0};
@@ -59,6 +60,7 @@ class GroupParser {
     parse_block_copies();
     step_.swap_out = parse_swaps(StepSection::kSwapOut, 1);
     step_.swap_in = parse_swaps(StepSection::kSwapIn, 0);
+    parse_allowed_tokens();
     return step_;
   }
 
@@ -311,6 +313,23 @@ class GroupParser {
           refuse(kind, at + target, "a block is the destination of two runs", words[at + target]);
     }
     return words;
+  }
+
+  void parse_allowed_tokens() {
+    constexpr StepSection kind = StepSection::kAllowedTokens;
+    const Words words = section(kind);
+    const auto size = static_cast<int64_t>(words.size());
+    const int64_t whole = mask_words(limits_.vocab_size);
+    for (int64_t at = 0; at < size;) {
+      if (size - at < 2) refuse(kind, at, "cut entry, words left", size - at);
+      require_range(kind, at, 0, limits_.num_slots);
+      const int64_t count = words[at + 1];
+      if (count != 0 && count != whole)
+        refuse(kind, at + 1, "a mask has one bit for each token of the vocabulary, words", count);
+      if (count > size - at - 2) refuse(kind, at + 1, "count runs past the section", count);
+      at += 2 + count;
+    }
+    step_.allowed_tokens = words;
   }
 
   const Limits& limits_;

@@ -32,6 +32,7 @@ enum class StepSection : int32_t {
   kBlockCopies = 12,
   kSwapOut = 13,
   kSwapIn = 14,
+  kAllowedTokens = 15,
 };
 
 enum class ResultSection : int32_t {
@@ -46,6 +47,9 @@ inline constexpr int32_t kRowSample = 1;
 inline constexpr int32_t kRowLogits = 2;
 inline constexpr int32_t kRowLogprob = 4;
 inline constexpr int32_t kRowTopShift = 8;  // bits 8..15: how many top log-probabilities
+
+// Words of a mask over a vocabulary.
+inline constexpr int64_t mask_words(int64_t vocab_size) { return (vocab_size + 31) / 32; }
 
 struct StepRow {
   int32_t token_row;
@@ -75,6 +79,9 @@ struct GroupStep {
   // first, and from the host, before block_copies. No block is the destination of two runs.
   std::span<const int32_t> swap_out;
   std::span<const int32_t> swap_in;
+  // {slot, count, words…} repeated: bit t of word t / 32 lets token t come. count is the words of a
+  // vocabulary, or 0: every token may come again.
+  std::span<const int32_t> allowed_tokens;
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t num_seqs() const { return static_cast<int64_t>(seq_lens.size()); }

@@ -229,6 +229,65 @@ describe.each(usableIsas())('%s', (cpuIsa) => {
     expectExact(lowered.sampled, plain.sampled)
   })
 
+  test.each([
+    {},
+    { temperature: 1.5 },
+    { temperature: 1, topK: 3 },
+    { temperature: 3, topP: 0.7 },
+    { temperature: 1, minP: 0.3, repetition: 1.4 },
+  ])('draws from the tokens that are allowed only: %j', async (options) => {
+    const random = createRandom(5)
+    const allowedRows = Array.from({ length: ROWS }, (_, row) => {
+      const count = [1, 2, 31, 200][row % 4]!
+      return [...new Set(Array.from({ length: count }, () => random.int(0, VOCAB - 1)))]
+    })
+    const rows = allowedRows.map((_, slot) => ({
+      logits: logitsRow(slot, 5),
+      slot,
+      position: 7,
+      flags: ROW_FLAG.sample,
+    }))
+    const params = new Map(rows.map(({ slot }) => [slot, { ...options, seed: BigInt(slot) }]))
+    const { sampled } = await sampler.run(rows, {
+      params,
+      allowed: new Map(allowedRows.map((tokens, slot) => [slot, tokens])),
+    })
+    rows.forEach(({ logits, slot, position }) => {
+      const masked = logits.map((logit, token) =>
+        allowedRows[slot]!.includes(token) ? logit : -Infinity,
+      )
+      const { token, margin } = sampleReference(
+        masked.subarray(0, VOCAB),
+        params.get(slot)!,
+        FRESH,
+        position,
+      )
+      expect(allowedRows[slot]).toContain(sampled[slot])
+      if (margin >= CLOSE_CALL) expect(sampled[slot], `slot ${slot}`).toBe(token)
+    })
+  })
+
+  test('a mask stays until it is replaced, taken back, or the slot is set anew', async () => {
+    const row = { logits: logitsRow(4), slot: 1, flags: ROW_FLAG.sample }
+    const only = (token: number) => ({ allowed: new Map([[1, [token]]]) })
+    const plain = await sampler.run([row], { params: new Map([[1, {}]]) })
+    const best = plain.sampled[0]!
+    const other = (best + 1) % VOCAB
+    const last = VOCAB - 1 === best ? 0 : VOCAB - 1
+    const tokens = []
+    for (const changes of [
+      only(other),
+      {},
+      only(last),
+      { allowed: new Map([[1, undefined]]) },
+      only(other),
+      { params: new Map([[1, {}]]) },
+      { allowed: new Map([[1, []]]) },
+    ])
+      tokens.push((await sampler.run([row], changes)).sampled[0])
+    expect(tokens).toEqual([other, other, last, best, other, best, 0])
+  })
+
   test('log-probabilities are of the logits as given', async () => {
     const random = createRandom(9)
     const rows: SampleRow[] = Array.from({ length: 12 }, (_, row) => {

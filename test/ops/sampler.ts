@@ -20,6 +20,8 @@ export interface SlotChanges {
   readonly params?: ReadonlyMap<number, SamplingParams>
   readonly history?: ReadonlyMap<number, readonly number[]>
   readonly bias?: ReadonlyMap<number, ReadonlyMap<number, number>>
+  /** Slot → tokens it may sample; undefined: all. */
+  readonly allowed?: ReadonlyMap<number, readonly number[] | undefined>
 }
 
 export interface SamplerOptions {
@@ -35,10 +37,12 @@ export interface SamplerOptions {
 export class Sampler {
   readonly runtime: OpRuntime
   readonly #columns: number
+  readonly #vocabSize: number
 
-  private constructor(runtime: OpRuntime, columns: number) {
+  private constructor(runtime: OpRuntime, columns: number, vocabSize: number) {
     this.runtime = runtime
     this.#columns = columns
+    this.#vocabSize = vocabSize
   }
 
   static async open(options: SamplerOptions): Promise<Sampler> {
@@ -48,7 +52,7 @@ export class Sampler {
     const tokens = builder.arena('tokens', 'i32', ['R'])
     builder.add('op', sample({ logits, tokens }, { vocab_size: vocabSize }))
     const runtime = await OpRuntime.open(placeApart(builder), options)
-    return new Sampler(runtime, columns)
+    return new Sampler(runtime, columns, vocabSize)
   }
 
   /** Each row is a token of the step too, so that it has a position. */
@@ -60,7 +64,12 @@ export class Sampler {
     for (let rank = 0; rank < this.runtime.program.world; rank++) {
       await this.runtime.write('logits', rank, logits)
     }
-    const { params = new Map(), history = new Map(), bias = new Map() } = changes
+    const {
+      params = new Map(),
+      history = new Map(),
+      bias = new Map(),
+      allowed = new Map(),
+    } = changes
     return this.runtime.submit(
       encodeStep(
         new Map([
@@ -84,6 +93,13 @@ export class Sampler {
               ...[...entries].flatMap(([token, value]) => [token, ...wordsOf(value)]),
             ]),
           ],
+          [
+            STEP_SECTION.allowedTokens,
+            [...allowed].flatMap(([slot, tokens]) => {
+              const mask = tokens === undefined ? [] : maskOf(tokens, this.#vocabSize)
+              return [slot, mask.length, ...mask]
+            }),
+          ],
         ]),
       ),
     )
@@ -92,6 +108,13 @@ export class Sampler {
   async close(): Promise<void> {
     await this.runtime.close()
   }
+}
+
+/** A bit per token, 32 to a word. */
+function maskOf(tokens: readonly number[], vocabSize: number): Int32Array {
+  const words = new Int32Array(Math.ceil(vocabSize / 32))
+  for (const token of tokens) words[token >> 5]! |= 1 << (token & 31)
+  return words
 }
 
 function slotWords(slot: number, params: SamplingParams): number[] {

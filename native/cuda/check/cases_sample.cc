@@ -52,6 +52,25 @@ OpCase sample_case(const std::string& name, int64_t vocab, const Slot& slot,
   return c;
 }
 
+// Slot 0: every third token; 1: the last token alone; 2: none; 3: a mask that is taken back.
+void allow_some(CaseStep& step, int64_t vocab) {
+  const auto count = static_cast<int32_t>(mask_words(vocab));
+  const auto add = [&](int32_t slot, const auto& allows) {
+    step.allowed_tokens.insert(step.allowed_tokens.end(), {slot, count});
+    for (int32_t word = 0; word < count; ++word) {
+      uint32_t bits = 0;
+      for (int32_t bit = 0; bit < 32; ++bit)
+        if (allows(word * 32 + bit)) bits |= 1u << bit;
+      step.allowed_tokens.push_back(static_cast<int32_t>(bits));
+    }
+  };
+  add(0, [](int64_t token) { return token % 3 == 0; });
+  add(1, [&](int64_t token) { return token == vocab - 1; });
+  add(2, [](int64_t) { return false; });
+  add(3, [](int64_t token) { return token == 0; });
+  step.allowed_tokens.insert(step.allowed_tokens.end(), {3, 0});
+}
+
 }  // namespace
 
 void add_sample_cases(Cases& cases) {
@@ -78,6 +97,16 @@ void add_sample_cases(Cases& cases) {
       }
     }
   }
+  for (const int64_t vocab : {1, 31, 32, 33, 5003})
+    for (const Slot& slot : {Slot{}, Slot{.temperature = 1}, Slot{.temperature = 1, .top_k = 3},
+                             Slot{.temperature = 2, .top_p = 0.8f, .repetition = 1.2f}}) {
+      OpCase c = sample_case("allowed tokens", vocab, slot);
+      allow_some(c.steps[0], vocab);
+      const auto bits = [](float value) { return std::bit_cast<int32_t>(value); };
+      // Sums of finite biases stay finite, and lift no token past the mask.
+      c.steps[0].slot_bias = {1, 2, 0, bits(3e38f), 0, bits(3e38f)};
+      cases.push_back(std::move(c));
+    }
   // Penalties and bias, several samples in a row.
   for (const int tp : {1, 2}) {
     const Slot slots[] = {{.repetition = 1.3f},

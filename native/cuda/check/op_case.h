@@ -31,7 +31,7 @@ struct CaseBuffer {
 // Sections of one group's step, as lib/engine/step.ts sends them.
 struct CaseStep {
   std::vector<int32_t> part_bounds, tokens, positions, kv_slots, seq_starts, seq_lens, block_tables,
-      rows, slot_params, slot_history, slot_bias, block_copies;
+      rows, slot_params, slot_history, slot_bias, block_copies, allowed_tokens;
 
   // A sequence of `rows` rows whose last position is context − 1; blocks are handed out in an
   // order that is not sorted. `padding` rows follow with slot −1.

@@ -69,7 +69,7 @@ class CaseRun {
   std::string host_error_;
 
   // Device state that compare() looks at.
-  std::vector<GuardedMemory> slot_params_, slot_counts_, slot_bias_, step_memory_;
+  std::vector<GuardedMemory> slot_params_, slot_counts_, slot_bias_, slot_allowed_, step_memory_;
   std::vector<std::vector<GuardedMemory>> results_;  // [rank]: sampled, logprobs, tokens, logprobs
   std::vector<GuardedMemory> workspaces_;
   std::array<DeviceFault, kMaxRanks> faults_{};
@@ -99,6 +99,7 @@ std::vector<int32_t> encode(const std::vector<CaseStep>& steps) {
         {StepSection::kSlotParams, &step.slot_params},
         {StepSection::kSlotHistory, &step.slot_history},
         {StepSection::kSlotBias, &step.slot_bias},
+        {StepSection::kAllowedTokens, &step.allowed_tokens},
         {StepSection::kBlockCopies, &step.block_copies}};
     for (const auto& [kind, section] : sections)
       if (!section->empty()) entries.push_back({kind, static_cast<int>(group), section});
@@ -385,6 +386,7 @@ void CaseRun::run_cuda() {
     slot_params_.push_back(zeroed<SlotParams>(limits.num_slots));
     slot_counts_.push_back(zeroed<uint16_t>(limits.num_slots * limits.vocab_size));
     slot_bias_.push_back(zeroed<float>(limits.num_slots * limits.vocab_size));
+    slot_allowed_.push_back(zeroed<uint32_t>(limits.num_slots * mask_words(limits.vocab_size)));
     step_memory_.emplace_back(device_step_bytes(limits), 256);
     results_.emplace_back();
     results_.back().emplace_back(limits.max_rows * 4, 4);
@@ -398,6 +400,7 @@ void CaseRun::run_cuda() {
             .slots = {.params = slot_params_.back().as<SlotParams>(),
                       .counts = slot_counts_.back().as<uint16_t>(),
                       .bias = slot_bias_.back().as<float>(),
+                      .allowed = slot_allowed_.back().as<uint32_t>(),
                       .vocab_size = static_cast<int32_t>(limits.vocab_size)},
             .result = {}};
     if (rank % program_.tp == 0)
