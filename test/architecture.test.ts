@@ -36,8 +36,9 @@ const LIB_ARROWS: Readonly<Record<string, readonly string[]>> = {
   simulator: ['kv', 'ops', 'planner', 'program', 'scheduler', 'workload'],
   native: ['ops'],
   tokenizer: ['weights/json.ts'],
-  engine: ['models', 'native', 'program', 'scheduler', 'tokenizer', 'weights/json.ts'],
-  server: ['engine', 'tokenizer'],
+  grammar: [],
+  engine: ['grammar', 'models', 'native', 'program', 'scheduler', 'tokenizer', 'weights/json.ts'],
+  server: ['engine', 'grammar', 'tokenizer'],
   bench: [
     'engine',
     'models',

@@ -14,6 +14,7 @@ import { Scheduler } from '../scheduler/scheduler.ts'
 import type { Sequence } from '../scheduler/sequence.ts'
 import type { Tokenizer } from '../tokenizer/index.ts'
 import { assembleEngine, type EngineParts } from './assemble.ts'
+import { Constraints } from './constraints.ts'
 import { type ControlOptions, RequestControl } from './control.ts'
 import { hashPlanWords } from './event-log.ts'
 import { JobFactory } from './job-factory.ts'
@@ -54,6 +55,7 @@ export class Engine implements AsyncDisposable {
   readonly #jobs: JobFactory
   readonly #loop: StepLoop
   readonly #stepLog: StepLog
+  readonly #constraints: Constraints
   readonly #controls = new Map<number, RequestControl>()
   readonly #ended = new Map<number, Explanation>()
   readonly #finished: Record<FinishReason, number> = { stop: 0, length: 0, abort: 0 }
@@ -93,6 +95,7 @@ export class Engine implements AsyncDisposable {
       toError: toEngineError,
       onEnd: (job, reason) => this.#onEnd(job, reason),
     })
+    this.#constraints = new Constraints(parts, () => this.#loop.wake())
   }
 
   /** Undefined: the folder has no tokenizer.json, and requests need `tokens`. */
@@ -148,10 +151,23 @@ export class Engine implements AsyncDisposable {
       control.throwIfStopped()
       const tokens = await promptTokens(request, this.#promptContext())
       control.throwIfStopped()
-      if (stream.isEnded) return
-      this.#requireOpen()
-      const created = this.#jobs.generate(request, tokens, arrivalMs, sink)
-      this.#loop.add(created)
+      const constraint = await this.#constraints.open(request, (error) => {
+        stream.fail(error)
+        leave(error)
+      })
+      if (stream.isEnded) {
+        constraint?.matcher.close()
+        return
+      }
+      let created: Job
+      try {
+        this.#requireOpen()
+        created = this.#jobs.generate(request, tokens, arrivalMs, sink, constraint)
+        this.#loop.add(created)
+      } catch (error) {
+        constraint?.matcher.close()
+        throw error
+      }
       job = created
       this.#controls.set(created.sequence.id, control)
       try {
@@ -310,6 +326,7 @@ export class Engine implements AsyncDisposable {
       this.#parts.chatTemplate?.close(),
       this.#parts.tokenizer?.close(),
       this.#parts.eventLog?.close(),
+      this.#constraints.close(),
     ])
     for (const result of results)
       if (result.status === 'rejected') throw toEngineError(result.reason)

@@ -6,6 +6,7 @@ import type { ProgramAccount } from '../scheduler/programs.ts'
 import { createSequence, type Sequence, type SequenceKind } from '../scheduler/sequence.ts'
 import type { EngineParts } from './assemble.ts'
 import {
+  type Constraint,
   FORWARD_ROW_FLAGS,
   ForwardJob,
   GenerateJob,
@@ -44,6 +45,7 @@ export class JobFactory {
     tokens: readonly number[],
     arrivalMs: number,
     sink: GenerateSink,
+    constraint?: Constraint,
   ): GenerateJob {
     const { defaults, eosTokenIds, tokenizer, info } = this.#parts
     const { vocabSize, maxModelLen } = info
@@ -62,8 +64,9 @@ export class JobFactory {
     const skipSpecialTokens = request.skipSpecialTokens ?? true
     const detokenizer = tokenizer?.detokenizer({ skipSpecialTokens })
     const output = new GenerateOutput(sampling, detokenizer, skipSpecialTokens)
-    const sequence = this.#generateSequence(request, tokens, arrivalMs, sampling)
-    return new GenerateJob(sequence, sampling, output, sink)
+    const isConstrained = constraint !== undefined
+    const sequence = this.#generateSequence(request, tokens, arrivalMs, sampling, isConstrained)
+    return new GenerateJob(sequence, sampling, output, sink, constraint)
   }
 
   forward(tokens: readonly number[], sink: PromptSink<Float32Array>): ForwardJob {
@@ -80,6 +83,7 @@ export class JobFactory {
     prompt: readonly number[],
     arrivalMs: number,
     sampling: Sampling,
+    isConstrained: boolean,
   ): Sequence {
     const { cacheSalt = '', program, priority = 0, tpotTargetMs, pinTtlMs = 0 } = request
     requireName(cacheSalt, 'cacheSalt')
@@ -103,6 +107,7 @@ export class JobFactory {
       readsCache: true,
       rowFlags: samplingRowFlags(sampling),
       minLen: sampling.minTokens > 0 ? prompt.length + sampling.minTokens : 0,
+      isConstrained,
     })
   }
 

@@ -4,10 +4,11 @@
  */
 
 import type { EngineError } from '../errors.ts'
+import type { Matcher } from '../grammar/types.ts'
 import type { StepPlan } from '../scheduler/plan.ts'
 import type { Sequence } from '../scheduler/sequence.ts'
 import type { GenerateOutput } from './output.ts'
-import { type Sampling, writeSlotState, writeStopsAllowed } from './sampling.ts'
+import { type Sampling, writeAllowedTokens, writeSlotState, writeStopsAllowed } from './sampling.ts'
 import { ROW_FLAG, type SlotUpdates, type StepResult, topLogprobsOfRow } from './step.ts'
 import type { FinishReason, GenerateChunk, Timings, TokenLogprob, Usage } from './types.ts'
 
@@ -26,22 +27,39 @@ export interface GenerateSink {
   readonly fail: (error: EngineError) => void
 }
 
+/** What holds an output to a grammar. */
+export interface Constraint {
+  readonly matcher: Matcher
+  /** The sequence may be planned again. */
+  readonly onReleased: () => void
+}
+
 export class GenerateJob implements Job {
   readonly sequence: Sequence
   readonly #sampling: Sampling
   readonly #output: GenerateOutput
   readonly #sink: GenerateSink
+  readonly #constraint: Constraint | undefined
   #firstTokenMs = 0
 
-  constructor(sequence: Sequence, sampling: Sampling, output: GenerateOutput, sink: GenerateSink) {
+  constructor(
+    sequence: Sequence,
+    sampling: Sampling,
+    output: GenerateOutput,
+    sink: GenerateSink,
+    constraint?: Constraint,
+  ) {
     this.sequence = sequence
     this.#sampling = sampling
     this.#output = output
     this.#sink = sink
+    this.#constraint = constraint
   }
 
   encode(plan: StepPlan, index: number, updates: SlotUpdates): void {
     const { sequence } = this
+    if (this.#constraint !== undefined && plan.samples[index] === 1)
+      writeAllowedTokens(this.#constraint.matcher.mask, sequence.slot, updates)
     if (plan.isFirst[index] === 1) {
       const prompt = sequence.tokens.subarray(0, sequence.promptLen)
       writeSlotState(this.#sampling, sequence.slot, prompt, updates)
@@ -64,10 +82,10 @@ export class GenerateJob implements Job {
     if (plan.accepted[index] === 0) return undefined
     const row = plan.firstRows[index]
     if (this.#output.numTokens === 0) this.#firstTokenMs = nowMs
-    const { chunk, finishReason } = this.#output.push(
-      result.sampled[row],
-      this.#logprob(result, row),
-    )
+    const token = result.sampled[row]
+    const { chunk, finishReason } = this.#output.push(token, this.#logprob(result, row))
+    if (finishReason === undefined) this.#constrain(token)
+    else this.#constraint?.matcher.close()
     this.#sink.push(
       finishReason === undefined
         ? chunk
@@ -77,7 +95,17 @@ export class GenerateJob implements Job {
   }
 
   fail(error: EngineError): void {
+    this.#constraint?.matcher.close()
     this.#sink.fail(error)
+  }
+
+  /** Held since the step was planned; released once it is known what may follow `token`. */
+  #constrain(token: number): void {
+    const { sequence } = this
+    this.#constraint?.matcher.accept(token, () => {
+      sequence.isHeld = false
+      this.#constraint?.onReleased()
+    })
   }
 
   #logprob(result: StepResult, row: number): TokenLogprob | undefined {

@@ -47,6 +47,7 @@ const GENERATE_REQUEST: Names<GenerateRequest> = {
   messages: true,
   tokens: true,
   tools: true,
+  grammar: true,
   chatTemplateKwargs: true,
   skipSpecialTokens: true,
   priority: true,
@@ -80,6 +81,10 @@ const ALIASES: Readonly<Record<string, string>> = {
   maxnewtokens: 'maxTokens',
   maxcompletiontokens: 'maxTokens',
   input: 'prompt',
+  guidedregex: 'grammar',
+  guidedgrammar: 'grammar',
+  guidedjson: 'grammar',
+  responseformat: 'grammar',
 }
 
 /** ERR_USAGE unless `options` is an object that names engine options only. */

@@ -64,7 +64,7 @@ export class StepLoop {
     if (this.#failure !== undefined) throw this.#failure
     this.#options.scheduler.add(job.sequence)
     this.#jobs.set(job.sequence.id, job)
-    this.#wake()
+    this.wake()
   }
 
   /** Ends a job that has not ended; no step planned from now on names it. */
@@ -75,7 +75,7 @@ export class StepLoop {
     this.#options.onEnd(job, 'abort')
     job.fail(error)
     // What it held may let others in.
-    this.#wake()
+    this.wake()
     this.#notify()
   }
 
@@ -99,7 +99,8 @@ export class StepLoop {
     })
   }
 
-  #wake(): void {
+  /** Something changed that may let a step be planned. */
+  wake(): void {
     this.#wakeUp ??= setImmediate(() => {
       this.#wakeUp = undefined
       this.#pump()
@@ -113,7 +114,8 @@ export class StepLoop {
       let plan: StepPlan | undefined
       try {
         plan = scheduler.plan(startMs)
-        if (plan === undefined && this.#inFlight === 0 && scheduler.numUnfinished > 0)
+        const isStuck = plan === undefined && this.#inFlight === 0 && !scheduler.hasHeld
+        if (isStuck && scheduler.numUnfinished > 0)
           throw new EngineError('ERR_INTERNAL', 'sequences wait and nothing runs')
       } catch (error) {
         this.#fail(asEngineError(error))
@@ -151,13 +153,14 @@ export class StepLoop {
   }
 
   #collectUpdates(plan: StepPlan): void {
-    const { params, history, bias } = this.#updates
+    const { params, history, bias, allowed } = this.#updates
     params.clear()
     history.clear()
     bias.clear()
+    allowed.clear()
     for (let i = 0; i < plan.numSeqs; i++) {
       const sequence = plan.seqs[i]
-      if (plan.isFirst[i] === 1 || sequence.minLen > 0)
+      if (plan.isFirst[i] === 1 || sequence.minLen > 0 || sequence.isConstrained)
         this.#jobs.get(sequence.id)?.encode(plan, i, this.#updates)
     }
   }

@@ -158,6 +158,14 @@ export function writeStopsAllowed(sampling: Sampling, slot: number, updates: Slo
   }
 }
 
+/** The next token of the slot is one of those in `mask`. */
+export function writeAllowedTokens(mask: Int32Array, slot: number, updates: SlotUpdates): void {
+  const { allowed } = updates
+  allowed.push(slot)
+  allowed.push(mask.length)
+  allowed.pushAll(mask)
+}
+
 function usage(option: string, problem: string): EngineError {
   return new EngineError('ERR_USAGE', `${option} ${problem}`)
 }

@@ -5,6 +5,7 @@
  */
 
 import type { ErrorCode } from '../errors.ts'
+import type { GrammarSpec } from '../grammar/grammar.ts'
 import type { LoadProgress } from '../native/binding.ts'
 import type { Lane } from '../program/types.ts'
 
@@ -125,6 +126,8 @@ export interface SamplingOptions {
   readonly topLogprobs?: number
 }
 
+export type { GrammarSpec } from '../grammar/grammar.ts'
+
 /** Exactly one of `prompt`, `messages`, `tokens`. */
 export interface GenerateRequest extends SamplingOptions {
   /**
@@ -140,6 +143,12 @@ export interface GenerateRequest extends SamplingOptions {
   /** For the chat template. */
   readonly tools?: readonly unknown[]
   readonly chatTemplateKwargs?: Readonly<Record<string, unknown>>
+  /**
+   * What the output follows: `{ json: true }`, `{ schema }`, `{ regex }` or `{ ebnf }`. It ends where
+   * the grammar does, or at `maxTokens` with finishReason `length`. Log-probabilities are those
+   * without the grammar.
+   */
+  readonly grammar?: GrammarSpec
   /** Leave special tokens out of `text`. Default true. */
   readonly skipSpecialTokens?: boolean
   /** Higher runs first, where the policy knows priorities; the lowest is preempted first. Default 0. */

@@ -92,6 +92,7 @@ export function appendToPlan(
   sequence.program.attainedTokens += count
   sequence.numComputed = end
   if (samples) sequence.numTokens++
+  if (samples && sequence.isConstrained) sequence.isHeld = true
   sequence.inFlight++
 }
 

@@ -98,6 +98,12 @@ export class Scheduler {
     return this.#numRunning + this.#waiting.size + this.#preempted.length + this.#departing.length
   }
 
+  /** A sequence waits for its caller to release it. */
+  get hasHeld(): boolean {
+    const isHeld = (sequence: Sequence) => sequence.isHeld
+    return this.#running.some(isHeld) || this.#preempted.some(isHeld)
+  }
+
   get numFreeSlots(): number {
     return this.#memory.numFreeSlots
   }

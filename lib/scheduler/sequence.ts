@@ -58,6 +58,8 @@ export interface SequenceOptions {
   readonly rowFlags?: number
   /** Length below which no stop token may come; 0: none. Also for the encoder. */
   readonly minLen?: number
+  /** After each token it is held until the caller releases it. */
+  readonly isConstrained?: boolean
 }
 
 export interface Sequence {
@@ -74,6 +76,7 @@ export interface Sequence {
   readonly readsCache: boolean
   readonly rowFlags: number
   readonly minLen: number
+  readonly isConstrained: boolean
   readonly promptLen: number
   /** Prompt and output at most. */
   readonly maxLen: number
@@ -97,6 +100,8 @@ export interface Sequence {
   numEntered: number
   /** Hash chain after `numEntered` blocks. */
   readonly cacheChain: Int32Array
+  /** Its next token must not be sampled yet: what may come is not known. */
+  isHeld: boolean
   /** Sampling slot on the device; -1: none. */
   slot: number
   /** Host blocks that hold its first `hostTokens` tokens while it is swapped out; else -1, 0, 0. */
@@ -142,6 +147,7 @@ export function createSequence(options: SequenceOptions): Sequence {
     readsCache: options.readsCache,
     rowFlags: options.rowFlags ?? 0,
     minLen: options.minLen ?? 0,
+    isConstrained: options.isConstrained ?? false,
     promptLen,
     maxLen: promptLen + options.maxTokens,
     state: 'new',
@@ -156,6 +162,7 @@ export function createSequence(options: SequenceOptions): Sequence {
     numHitBlocks: 0,
     numEntered: 0,
     cacheChain: Int32Array.from(options.cacheRoot),
+    isHeld: false,
     slot: -1,
     hostStart: -1,
     hostCount: 0,
@@ -179,12 +186,14 @@ export function createSequence(options: SequenceOptions): Sequence {
 
 /**
  * Tokens whose KV must exist before nothing is left to plan: the last token of an output is never
- * computed, nor is the last of a score.
+ * computed, nor is the last of a score, nor, for now, the last of a held sequence.
  */
 export function computeTarget(sequence: Sequence): number {
   switch (sequence.kind) {
     case 'generate':
-      return sequence.numTokens === sequence.maxLen ? sequence.maxLen - 1 : sequence.numTokens
+      return sequence.isHeld || sequence.numTokens === sequence.maxLen
+        ? sequence.numTokens - 1
+        : sequence.numTokens
     case 'score':
       return sequence.promptLen - 1
     case 'forward':

@@ -10,7 +10,13 @@ import { BackgroundEncoder } from './background-encoder.ts'
 import { compileDecoder, type DecoderPlan, startDecoder } from './decoder.ts'
 import { type AddedToken, readTokenizerConfig, type TokenizerConfig } from './tokenizer-config.ts'
 import { readTokenizerFile } from './tokenizer-file.ts'
-import type { DecodeOptions, Detokenizer, EncodeOptions, Tokenizer } from './types.ts'
+import type {
+  DecodeOptions,
+  Detokenizer,
+  EncodeOptions,
+  Tokenizer,
+  TokenVocabulary,
+} from './types.ts'
 
 /** Token id → text of the token as the vocabulary spells it; undefined where there is none. */
 function readPieces(file: JsonObject, added: readonly AddedToken[]): (string | undefined)[] {
@@ -87,6 +93,13 @@ function createDetokenizer(
   }
 }
 
+/** As the decoder reads pieces. */
+function vocabularyKind(decoder: unknown): TokenVocabulary['kind'] {
+  const types = JSON.stringify(decoder ?? null)
+  if (types.includes('"ByteLevel"')) return 'byte_level'
+  return /"ByteFallback"|"Metaspace"|▁/.test(types) ? 'byte_fallback' : 'raw'
+}
+
 function createTokenizer(file: JsonObject, config: TokenizerConfig): Tokenizer {
   const addedTokens = mergeAddedTokens(file, config)
   const tokens = addedTokens.map((token) => ({
@@ -140,6 +153,11 @@ function createTokenizer(file: JsonObject, config: TokenizerConfig): Tokenizer {
   return {
     vocabSize: pieces.length,
     isSpecial: (id) => special.has(id),
+    vocabulary: {
+      kind: vocabularyKind(file.decoder),
+      pieces: pieces.map((piece) => piece ?? ''),
+      special: [...special],
+    },
     encode,
     async encodeInBackground(text, options = {}) {
       if (text.length < minBackgroundLength) return encode(text, options)

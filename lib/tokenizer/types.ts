@@ -13,6 +13,15 @@ export interface DecodeOptions {
   readonly skipSpecialTokens?: boolean
 }
 
+export interface TokenVocabulary {
+  /** How pieces spell bytes: GPT-2's characters, `<0x0A>` and `▁`, or as they are. */
+  readonly kind: 'byte_level' | 'byte_fallback' | 'raw'
+  /** By token id; '' where there is none. */
+  readonly pieces: readonly string[]
+  /** Ids of special tokens. */
+  readonly special: readonly number[]
+}
+
 export interface Tokenizer {
   /** Token ids of `text`; special tokens written out in it become their ids. */
   encode(text: string, options?: EncodeOptions): number[]
@@ -27,6 +36,8 @@ export interface Tokenizer {
   /** Largest token id + 1. A model's logits may be wider (padding). */
   readonly vocabSize: number
   isSpecial(id: number): boolean
+  /** What every token spells. */
+  readonly vocabulary: TokenVocabulary
   detokenizer(options?: DecodeOptions): Detokenizer
 }
 

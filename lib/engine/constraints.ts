@@ -1,0 +1,72 @@
+/** Constraints: opens the grammars of requests. Its worker threads start with the first of them. */
+
+import { EngineError } from '../errors.ts'
+import { readGrammar } from '../grammar/grammar.ts'
+import { GrammarPool } from '../grammar/pool.ts'
+import type { EngineParts } from './assemble.ts'
+import type { Constraint } from './jobs.ts'
+import type { GenerateRequest } from './types.ts'
+
+export class Constraints {
+  readonly #parts: Pick<EngineParts, 'tokenizer' | 'eosTokenIds' | 'info'>
+  readonly #onReleased: () => void
+  #pool: GrammarPool | undefined
+  #isClosed = false
+
+  /** `onReleased`: a sequence that was held may be planned again. */
+  constructor(
+    parts: Pick<EngineParts, 'tokenizer' | 'eosTokenIds' | 'info'>,
+    onReleased: () => void,
+  ) {
+    this.#parts = parts
+    this.#onReleased = onReleased
+  }
+
+  /**
+   * What holds the request's output to its grammar; undefined without one. ERR_USAGE for a grammar
+   * that cannot be used. `onError`: the output cannot be held to it any further.
+   */
+  async open(
+    request: GenerateRequest,
+    onError: (error: EngineError) => void,
+  ): Promise<Constraint | undefined> {
+    const { grammar, minTokens, ignoreEos } = request
+    if (grammar === undefined) return undefined
+    if ((minTokens ?? 0) > 0) throw contradiction('minTokens')
+    if (ignoreEos === true) throw contradiction('ignoreEos')
+    const matcher = await this.#openPool().open(readGrammar(grammar), onError)
+    return { matcher, onReleased: this.#onReleased }
+  }
+
+  async close(): Promise<void> {
+    this.#isClosed = true
+    await this.#pool?.close()
+  }
+
+  #openPool(): GrammarPool {
+    if (this.#isClosed) throw new EngineError('ERR_CLOSED', 'the engine is closed')
+    const { tokenizer, eosTokenIds, info } = this.#parts
+    if (tokenizer === undefined)
+      throw new EngineError(
+        'ERR_TOKENIZER',
+        'a grammar needs a tokenizer and the model folder has none',
+      )
+    if (eosTokenIds.length === 0)
+      throw new EngineError(
+        'ERR_USAGE',
+        'a grammar needs an end-of-sequence token and the model names none',
+      )
+    this.#pool ??= new GrammarPool({
+      vocabulary: { ...tokenizer.vocabulary, stopTokens: eosTokenIds },
+      vocabSize: info.vocabSize,
+    })
+    return this.#pool
+  }
+}
+
+function contradiction(option: string): EngineError {
+  return new EngineError(
+    'ERR_USAGE',
+    `${option} contradicts grammar: the output ends where it does`,
+  )
+}

@@ -1,0 +1,83 @@
+/**
+ * GrammarBuilder: collects the rules of an EBNF grammar in xgrammar's notation, the JSON values that
+ * schemas are made of among them. White space between JSON tokens is optional and bounded, so that
+ * no output consists of it.
+ */
+
+import { complement, jsonClassOf, literalOf } from './characters.ts'
+import { grammarProblem } from './problem.ts'
+
+/** Rules that stand in a grammar once something names them. */
+const SHARED: Readonly<Record<string, string>> = {
+  ws: '"" | " " | "\\n" [ \\t]{0,40}',
+  // Escapes of surrogates are left out: a pair of them is one character and counts as two.
+  json_char: `${jsonClassOf(
+    complement([
+      [0x22, 0x22],
+      [0x5c, 0x5c],
+      [0, 0x1f],
+    ]),
+  )} | "\\\\" (["\\\\/bfnrt] | "u" ([0-9A-CE-Fa-ce-f] [0-9A-Fa-f]{3} | [Dd] [0-7] [0-9A-Fa-f]{2}))`,
+  json_string: '"\\"" json_char* "\\""',
+  json_integer: '"-"? ("0" | [1-9] [0-9]{0,14})',
+  json_number: 'json_integer ("." [0-9]{1,16})? ([eE] [+-]? [0-9]{1,2})?',
+  json_boolean: '"true" | "false"',
+  json_pair: 'json_string ws ":" ws json_value',
+  json_object: '"{" ws "}" | "{" ws json_pair (ws "," ws json_pair)* ws "}"',
+  json_array: '"[" ws "]" | "[" ws json_value (ws "," ws json_value)* ws "]"',
+  json_value: 'json_object | json_array | json_string | json_number | json_boolean | "null"',
+}
+
+const MAX_CHARACTERS = 4 << 20
+
+export class GrammarBuilder {
+  readonly #rules = new Map<string, string>()
+  #numCharacters = 0
+  #next = 0
+
+  /** Defines a shared rule and those it names; returns its name. */
+  shared(name: keyof typeof SHARED | string): string {
+    const body = SHARED[name]
+    if (body !== undefined && !this.#rules.has(name)) {
+      this.#add(name, body)
+      for (const other of Object.keys(SHARED))
+        if (new RegExp(`\\b${other}\\b`).test(body)) this.shared(other)
+    }
+    return name
+  }
+
+  /** Adds a rule, and returns the name it got. */
+  rule(body: string): string {
+    const name = this.reserve()
+    this.define(name, body)
+    return name
+  }
+
+  /** A name for a rule that will be defined later. */
+  reserve(): string {
+    return `r${this.#next++}`
+  }
+
+  define(name: string, body: string): void {
+    this.#add(name, body)
+  }
+
+  literal(text: string): string {
+    return literalOf(text)
+  }
+
+  /** The grammar whose texts `root` describes. */
+  text(root: string): string {
+    const rules = [...this.#rules].map(([name, body]) => `${name} ::= ${body}`)
+    return `${rules.join('\n')}\nroot ::= ${root}\n`
+  }
+
+  #add(name: string, body: string): void {
+    this.#numCharacters += name.length + body.length
+    if (this.#numCharacters > MAX_CHARACTERS)
+      throw grammarProblem(
+        `the grammar has more than ${MAX_CHARACTERS} characters; make it smaller`,
+      )
+    this.#rules.set(name, body)
+  }
+}
