@@ -4,7 +4,14 @@
  * no output consists of it.
  */
 
-import { complement, jsonClassOf, literalOf } from './characters.ts'
+import {
+  type Characters,
+  classOf,
+  complement,
+  jsonClassOf,
+  literalOf,
+  normalize,
+} from './characters.ts'
 import { grammarProblem } from './problem.ts'
 
 /** Rules that stand in a grammar once something names them. */
@@ -36,7 +43,7 @@ export class GrammarBuilder {
   #next = 0
 
   /** Defines a shared rule and those it names; returns its name. */
-  shared(name: keyof typeof SHARED | string): string {
+  shared(name: string): string {
     const body = SHARED[name]
     if (body !== undefined && !this.#rules.has(name)) {
       this.#add(name, body)
@@ -66,10 +73,20 @@ export class GrammarBuilder {
     return literalOf(text)
   }
 
+  /** Any of `characters`, of which there is one at least. */
+  oneOf(characters: string): string {
+    return classOf(normalize(charactersOf(characters)))
+  }
+
+  /** Any character but those of `characters`. */
+  noneOf(characters: string): string {
+    return classOf(complement(charactersOf(characters)))
+  }
+
   /** The grammar whose texts `root` describes. */
   text(root: string): string {
     const rules = [...this.#rules].map(([name, body]) => `${name} ::= ${body}`)
-    return `${rules.join('\n')}\nroot ::= ${root}\n`
+    return [...rules, `root ::= ${root}\n`].join('\n')
   }
 
   #add(name: string, body: string): void {
@@ -80,4 +97,11 @@ export class GrammarBuilder {
       )
     this.#rules.set(name, body)
   }
+}
+
+function charactersOf(text: string): Characters {
+  return [...text].map((character) => {
+    const codePoint = character.codePointAt(0)!
+    return [codePoint, codePoint] as const
+  })
 }

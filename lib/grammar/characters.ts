@@ -19,7 +19,7 @@ export function normalize(ranges: Characters): Characters {
   return merged
 }
 
-/** Surrogates are no characters. */
+/** What is not in the set; surrogates are no characters, and in none. */
 export function complement(ranges: Characters): Characters {
   const holes: [number, number][] = []
   let next = 0
@@ -52,12 +52,80 @@ function classCharacter(codePoint: number): string {
   return /^[A-Za-z0-9 _]$/.test(character) ? character : hex(codePoint)
 }
 
-/** `[a-z0-9]`; the set is not empty. */
-export function classOf(ranges: Characters): string {
+const LAST_ASCII = 0x7f
+const BEYOND_ASCII: Characters = [
+  [LAST_ASCII + 1, 0xd7ff],
+  [0xe000, MAX_CODE_POINT],
+]
+
+function bracket(ranges: Characters): string {
   const items = ranges.map(([from, to]) =>
     from === to ? classCharacter(from) : `${classCharacter(from)}-${classCharacter(to)}`,
   )
   return `[${items.join('')}]`
+}
+
+/** A class of one byte stands twice: xgrammar makes a text of a class of one, and UTF-8 of a text. */
+function byteClass([from, to]: ByteRange): string {
+  return from === to
+    ? bracket([
+        [from, from],
+        [from, from],
+      ])
+    : bracket([[from, to]])
+}
+
+/**
+ * One character of the set, which is not empty: `[a-z0-9]`. xgrammar reads a class as bytes, unless
+ * it is negated, so ranges beyond ASCII become sequences of byte ranges.
+ */
+export function classOf(ranges: Characters): string {
+  const beyond = subtract(ranges, [[0, LAST_ASCII]])
+  const ascii = subtract(ranges, [[LAST_ASCII + 1, MAX_CODE_POINT]])
+  if (beyond.length === 0) return bracket(ascii)
+  if (isSame(beyond, BEYOND_ASCII)) {
+    const missing = subtract([[0, LAST_ASCII]], ascii)
+    if (missing.length > 0) return `[^${bracket(missing).slice(1)}`
+    const last = bracket([[LAST_ASCII, LAST_ASCII]])
+    return `([^${last.slice(1)} | ${last})`
+  }
+  const choices = beyond.flatMap(([from, to]) => utf8Ranges(from, to))
+  return `(${[...(ascii.length > 0 ? [bracket(ascii)] : []), ...choices].join(' | ')})`
+}
+
+function isSame(a: Characters, b: Characters): boolean {
+  return JSON.stringify(a) === JSON.stringify(b)
+}
+
+const encoder = new TextEncoder()
+
+/** Byte sequences of the characters of a range, each as classes of bytes. */
+function utf8Ranges(from: number, to: number): string[] {
+  // Ranges in which all characters have as many bytes.
+  for (const last of [0x7ff, 0xffff])
+    if (from <= last && last < to) return [...utf8Ranges(from, last), ...utf8Ranges(last + 1, to)]
+  const low = [...encoder.encode(String.fromCodePoint(from))]
+  const high = [...encoder.encode(String.fromCodePoint(to))]
+  return byteRanges(low, high).map((bytes) => bytes.map(byteClass).join(' '))
+}
+
+type ByteRange = readonly [from: number, to: number]
+
+/** From `low` to `high`, sequences of equally many bytes; all but the first are 0x80–0xbf. */
+function byteRanges(low: readonly number[], high: readonly number[]): ByteRange[][] {
+  const [first, last] = [low[0]!, high[0]!]
+  if (low.length === 1) return [[[first, last]]]
+  const rest = low.length - 1
+  const least = new Array<number>(rest).fill(0x80)
+  const most = new Array<number>(rest).fill(0xbf)
+  const below = (byte: number, ends: ByteRange[][]): ByteRange[][] =>
+    ends.map((bytes) => [[byte, byte], ...bytes])
+  if (first === last) return below(first, byteRanges(low.slice(1), high.slice(1)))
+  const found = below(first, byteRanges(low.slice(1), most))
+  if (last - first > 1)
+    found.push([[first + 1, last - 1], ...least.map((byte) => [byte, 0xbf] as const)])
+  found.push(...below(last, byteRanges(least, high.slice(1))))
+  return found
 }
 
 /** `"text"`; half a surrogate pair becomes U+FFFD. */
@@ -89,8 +157,8 @@ export function jsonClassOf(ranges: Characters): string | undefined {
   const choices: string[] = []
   const plain = subtract(ranges, ESCAPED)
   if (plain.length > 0) choices.push(classOf(plain))
-  for (const [codePoint, escape] of SHORT_ESCAPES)
-    if (contains(ranges, codePoint)) choices.push(literalOf(escape))
+  for (const [codePoint, escaped] of SHORT_ESCAPES)
+    if (contains(ranges, codePoint)) choices.push(literalOf(escaped))
   if (choices.length < 2) return choices[0]
   return `(${choices.join(' | ')})`
 }

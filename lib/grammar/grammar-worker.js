@@ -48,6 +48,15 @@ function loadLibrary() {
   return module.exports
 }
 
+/**
+ * Pieces with bytes that stand nowhere in UTF-8: c0, c1, f5 and above. xgrammar would take some of
+ * them for parts of a character. @type {Record<string, RegExp>}
+ */
+const NEVER_UTF8 = {
+  byte_level: /[\u00c0\u00c1\u00f5-\u00ff]/,
+  byte_fallback: /^<0x(?:C[01]|F[5-9A-F])>$/i,
+}
+
 limitMemory()
 for (const level of /** @type {const} */ (['log', 'warn', 'error']))
   console[level] = (/** @type {unknown[]} */ ...words) => {
@@ -69,6 +78,9 @@ async function createCompiler(visible) {
   const shown = [...pieces]
   // A token without text is one that no grammar can ask for.
   for (const id of special) if (!visible.includes(pieces[id] ?? '')) shown[id] = ''
+  pieces.forEach((piece, id) => {
+    if (NEVER_UTF8[kind]?.test(piece) && !special.includes(id)) shown[id] = ''
+  })
   const info = await library.TokenizerInfo.createTokenizerInfo(
     shown,
     kind,

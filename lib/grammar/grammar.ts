@@ -60,17 +60,26 @@ function ebnfOf({ json, schema, regex, ebnf }: GrammarSpec): string {
   return builder.text(addSchema(builder, schema))
 }
 
+/** Comments, texts and classes whole; any other character. */
+const EBNF_TOKEN = /#[^\n]*|"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|[\s\S]/g
+/** xgrammar takes classes for bytes. */
+const BEYOND_ASCII = /[^\0-\x7f]|\\(?:x[89a-fA-F]|u(?!00[0-7])|U(?!000000[0-7]))/
+
 function checkEbnf(ebnf: unknown): string {
   if (typeof ebnf !== 'string' || ebnf.trim() === '')
     throw grammarProblem('ebnf must be a text with rules like: root ::= "yes" | "no"')
   if (ebnf.length > MAX_EBNF)
     throw grammarProblem(`the grammar has more than ${MAX_EBNF} characters`)
   let depth = 0
-  for (const character of ebnf) {
-    if (character === '(') depth++
-    else if (character === ')') depth--
+  for (const [token] of ebnf.matchAll(EBNF_TOKEN)) {
+    if (token === '(') depth++
+    else if (token === ')') depth--
     if (depth > MAX_NESTING)
       throw grammarProblem(`the grammar has groups nested more than ${MAX_NESTING} deep`)
+    if (token.startsWith('[') && BEYOND_ASCII.test(token))
+      throw grammarProblem(
+        `the class ${token.slice(0, 40)} has characters beyond ASCII; write them as texts: "é" | "ü"`,
+      )
   }
   return ebnf
 }

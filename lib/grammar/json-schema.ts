@@ -8,7 +8,7 @@
 import type { GrammarBuilder } from './builder.ts'
 import { classOf, complement, literalOf } from './characters.ts'
 import { STRING_FORMATS } from './formats.ts'
-import { numberRange } from './number-range.ts'
+import { addNumberRange } from './number-range.ts'
 import { grammarProblem } from './problem.ts'
 import { jsonText, regexExpression } from './regex.ts'
 
@@ -297,9 +297,9 @@ class SchemaWriter {
     }
     if (Object.keys(bounds).length === 0)
       return this.#builder.shared(isInteger ? 'json_integer' : 'json_number')
-    const choices = numberRange(bounds, isInteger)
-    if (choices.length === 0) throw this.#problem(at, 'no number is within the bounds')
-    return this.#builder.rule(choices.join(' | '))
+    const rule = addNumberRange(this.#builder, bounds, isInteger)
+    if (rule === undefined) throw this.#problem(at, 'no number is within the bounds')
+    return rule
   }
 
   #string(schema: Schema, at: string): string {

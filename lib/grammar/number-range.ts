@@ -3,6 +3,14 @@
  * to integers, so that 0.25 ≤ x ≤ 3 is 25 ≤ 100x ≤ 300 with a point before the last two digits.
  */
 
+import type { GrammarBuilder } from './builder.ts'
+
+const DIGITS = '0123456789'
+const SYMBOLS = [...DIGITS, '.', '-']
+
+/** What each character of a number may be, from the first. */
+type Text = readonly string[]
+
 /** What each digit may be, from the first. */
 type Digits = (readonly [from: number, to: number])[]
 
@@ -36,19 +44,16 @@ function digitsBetween(low: bigint, high: bigint, length: number): Digits[] {
   return found
 }
 
-function writeDigits(digits: Digits, fraction: number): string {
-  const items: string[] = []
+/** Digits with a point before the last `fraction` of them. */
+function withPoint(digits: Digits, fraction: number): Text {
   const whole = digits.length - fraction
-  digits.forEach(([from, to], index) => {
-    if (index === whole) items.push('"."')
-    items.push(from === to ? `"${from}"` : `[${from}-${to}]`)
-  })
-  return items.join(' ')
+  const text: Text = digits.map(([from, to]) => DIGITS.slice(from, to + 1))
+  return fraction === 0 ? text : [...text.slice(0, whole), '.', ...text.slice(whole)]
 }
 
 /** low ≤ x · 10^fraction ≤ high, both ≥ 0, without leading zeros. */
-function positive(low: bigint, high: bigint, fraction: number): string[] {
-  const choices: string[] = []
+function positive(low: bigint, high: bigint, fraction: number): Text[] {
+  const choices: Text[] = []
   let length = fraction + 1
   let begin = 0n
   for (let end = 10n ** BigInt(length) - 1n; begin <= high; length++) {
@@ -56,18 +61,18 @@ function positive(low: bigint, high: bigint, fraction: number): string[] {
     const to = end < high ? end : high
     if (from <= to)
       for (const digits of digitsBetween(from, to, length))
-        choices.push(writeDigits(digits, fraction))
+        choices.push(withPoint(digits, fraction))
     begin = end + 1n
     end = end * 10n + 9n
   }
   return choices
 }
 
-function between(low: bigint, high: bigint, fraction: number): string[] {
-  const choices: string[] = []
+function between(low: bigint, high: bigint, fraction: number): Text[] {
+  const choices: Text[] = []
   if (low < 0n) {
     const least = high < 0n ? -high : 1n
-    for (const choice of positive(least, -low, fraction)) choices.push(`"-" ${choice}`)
+    for (const choice of positive(least, -low, fraction)) choices.push(['-', ...choice])
   }
   if (high >= 0n) choices.push(...positive(low > 0n ? low : 0n, high, fraction))
   return choices
@@ -123,8 +128,7 @@ function scaledRange(bounds: NumberBounds, fraction: number): readonly [bigint, 
   ]
 }
 
-/** Choices of the EBNF; none: no number that can be written fits. */
-export function numberRange(bounds: NumberBounds, isInteger: boolean): string[] {
+function rangeTexts(bounds: NumberBounds, isInteger: boolean): Text[] {
   const integers = between(...scaledRange(bounds, 0), 0)
   if (isInteger) return integers
   const decimals = Math.max(
@@ -133,4 +137,48 @@ export function numberRange(bounds: NumberBounds, isInteger: boolean): string[] 
   )
   const fraction = Math.min(MAX_FRACTION, decimals)
   return [...integers, ...between(...scaledRange(bounds, fraction), fraction)]
+}
+
+/**
+ * The rule of the numbers within bounds; undefined: none that can be written. A rule per set of texts
+ * that may still come, so that no two choices of a rule begin with the same character: xgrammar
+ * 0.1.27 joins such choices into more than they are.
+ */
+export function addNumberRange(
+  builder: GrammarBuilder,
+  bounds: NumberBounds,
+  isInteger: boolean,
+): string | undefined {
+  const texts = rangeTexts(bounds, isInteger)
+  if (texts.length === 0) return undefined
+  const rules = new Map<string, string>()
+  const state = (rest: readonly Text[]): string => {
+    const key = [...new Set(rest.map((text) => text.join(' ')))].sort().join('|')
+    const known = rules.get(key)
+    if (known !== undefined) return known
+    const rule = builder.reserve()
+    rules.set(key, rule)
+    const choices = rest.some((text) => text.length === 0) ? ['""'] : []
+    for (const [next, symbols] of nexts(rest)) {
+      const behind = next.every((text) => text.length === 0) ? '' : ` ${state(next)}`
+      choices.push(`${builder.oneOf(symbols)}${behind}`)
+    }
+    builder.define(rule, choices.join(' | '))
+    return rule
+  }
+  return state(texts)
+}
+
+/** By what may come behind them: the characters that may come first. */
+function nexts(texts: readonly Text[]): (readonly [rest: readonly Text[], symbols: string])[] {
+  const found = new Map<string, { rest: readonly Text[]; symbols: string }>()
+  for (const symbol of SYMBOLS) {
+    const rest = texts.filter((text) => text[0]?.includes(symbol)).map((text) => text.slice(1))
+    if (rest.length === 0) continue
+    const key = [...new Set(rest.map((text) => text.join(' ')))].sort().join('|')
+    const same = found.get(key)
+    if (same === undefined) found.set(key, { rest, symbols: symbol })
+    else same.symbols += symbol
+  }
+  return [...found.values()].map(({ rest, symbols }) => [rest, symbols] as const)
 }
