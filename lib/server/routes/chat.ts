@@ -5,6 +5,7 @@ import type { GenerateRequest } from '../../engine/types.ts'
 import { badRequest } from '../api-error.ts'
 import { ChatAnswer } from '../chat-answer.ts'
 import { requireEngine, requireModel, type ServerContext } from '../context.ts'
+import { chatGrammar } from '../output-grammar.ts'
 import { given, samplingOptions } from '../sampling-body.ts'
 import type { ChatBody, ToolBody } from '../schema/bodies.ts'
 import { chatRequest } from '../schema/requests.ts'
@@ -27,12 +28,12 @@ export function addChatRoute(app: FastifyInstance, context: ServerContext): void
     const body = request.body as ChatBody
     requireModel(context, body.model)
     requireEngine(context)
-    requireText(body)
+    requireSupported(body)
     const { tokenizer } = context.engine
     if (tokenizer === undefined)
       throw badRequest('no_tokenizer', 'this model has no tokenizer; use /v1/completions')
     const tools = offeredTools(body)
-    const format = tools.length > 0 ? requireToolFormat(context) : undefined
+    const format = tools.length > 0 ? requireToolFormat(context) : formatInUse(context)
     const messages = templateMessages(context, body.messages)
     const controller = clientController(reply)
     // Rendered once for all choices.
@@ -55,6 +56,17 @@ export function addChatRoute(app: FastifyInstance, context: ServerContext): void
       const ids = tokenizer.encode(marker)
       return ids.length === 1 && tokenizer.isSpecial(ids[0])
     })
+    const isThinking =
+      context.splitsReasoning &&
+      tokenizer
+        .decode(tokens.slice(-PROMPT_TAIL), { skipSpecialTokens: false })
+        .trimEnd()
+        .endsWith(THINK_OPEN)
+    const grammar = chatGrammar(body, {
+      format,
+      tools,
+      reasoning: reasoningOf(context, isThinking),
+    })
     const choices = Array.from({ length: numChoices }, (_, index) => {
       const { max_completion_tokens: maxTokens } = body
       const sampling = samplingOptions(
@@ -65,17 +77,12 @@ export function addChatRoute(app: FastifyInstance, context: ServerContext): void
         ...sampling,
         tokens,
         skipSpecialTokens: !keepsSpecialTokens,
+        ...(grammar !== undefined && { grammar }),
         ...(body.logprobs === true && { logprobs: true, topLogprobs }),
       }
       return { index, leader: 0, request }
     })
     const names = new Set(tools.map((tool) => tool.function.name))
-    const isThinking =
-      context.splitsReasoning &&
-      tokenizer
-        .decode(tokens.slice(-PROMPT_TAIL), { skipSpecialTokens: false })
-        .trimEnd()
-        .endsWith(THINK_OPEN)
     const answer = new ChatAnswer({
       header: answerHeader(context, 'chatcmpl'),
       numChoices,
@@ -108,27 +115,23 @@ function createParser(
   return context.splitsReasoning ? new ReasoningParser(parser, isThinking) : parser
 }
 
-/** Output that must follow a grammar is not there, and is never promised. */
-function requireText(body: ChatBody): void {
-  const { response_format: format, tool_choice: choice, logprobs, top_logprobs: top } = body
-  if (format !== undefined && format !== null && format.type !== 'text')
-    throw badRequest(
-      'unsupported_response_format',
-      'response_format must be text: structured output is not supported',
-      'response_format',
-    )
+function reasoningOf(context: ServerContext, isThinking: boolean): 'none' | 'possible' | 'open' {
+  if (!context.splitsReasoning) return 'none'
+  return isThinking ? 'open' : 'possible'
+}
+
+function requireSupported({ logprobs, top_logprobs: top }: ChatBody): void {
   if (typeof top === 'number' && top > 0 && logprobs !== true)
     throw badRequest('invalid_value', 'top_logprobs needs logprobs: true', 'top_logprobs')
-  if (choice === undefined || choice === null || choice === 'auto' || choice === 'none') return
-  throw badRequest(
-    'unsupported_tool_choice',
-    'tool_choice must be auto or none: a call cannot be forced',
-    'tool_choice',
-  )
 }
 
 function offeredTools(body: ChatBody): readonly ToolBody[] {
   return body.tool_choice === 'none' ? [] : (body.tools ?? [])
+}
+
+/** Some models use their format whether tools are offered or not. */
+function formatInUse({ toolFormat }: ServerContext): ToolFormat | undefined {
+  return toolFormat?.isAlwaysUsed === true ? toolFormat : undefined
 }
 
 function requireToolFormat(context: ServerContext): ToolFormat {

@@ -4,6 +4,7 @@ import type { FastifyInstance } from 'fastify'
 import type { GenerateRequest } from '../../engine/types.ts'
 import { badRequest } from '../api-error.ts'
 import { requireEngine, requireFits, requireModel, type ServerContext } from '../context.ts'
+import { textGrammar } from '../output-grammar.ts'
 import type { Choice } from '../run-choices.ts'
 import { samplingOptions } from '../sampling-body.ts'
 import type { CompletionBody } from '../schema/bodies.ts'
@@ -29,6 +30,7 @@ export function addCompletionsRoute(app: FastifyInstance, context: ServerContext
     const numChoices = prompts.length * numPerPrompt
     if (numChoices > MAX_TOTAL_CHOICES)
       throw badRequest('invalid_value', `at most ${MAX_TOTAL_CHOICES} choices at once`, 'prompt')
+    const grammar = textGrammar(body)
     const controller = clientController(reply)
     const choices: Choice[] = []
     for (const prompt of prompts) {
@@ -39,6 +41,7 @@ export function addCompletionsRoute(app: FastifyInstance, context: ServerContext
         const request: GenerateRequest = {
           ...sampling,
           tokens,
+          ...(grammar !== undefined && { grammar }),
           ...(typeof body.logprobs === 'number' && {
             logprobs: true,
             topLogprobs: body.logprobs,

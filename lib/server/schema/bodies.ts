@@ -24,6 +24,10 @@ export interface SamplingBody {
   readonly priority?: Given<number>
   readonly deadline_ms?: Given<number>
   readonly cache_salt?: Given<string>
+  readonly guided_json?: Given<object | string>
+  readonly guided_regex?: Given<string>
+  readonly guided_grammar?: Given<string>
+  readonly guided_choice?: Given<readonly string[]>
   readonly program?: Given<string>
   readonly tpot_target_ms?: Given<number>
   readonly pin_ttl_ms?: Given<number>
@@ -37,7 +41,11 @@ export interface MessageBody {
 
 export interface ToolBody {
   readonly type: string
-  readonly function: { readonly name: string }
+  readonly function: {
+    readonly name: string
+    readonly parameters?: Given<object>
+    readonly strict?: Given<boolean>
+  }
 }
 
 export interface ChatBody extends SamplingBody {
@@ -45,9 +53,14 @@ export interface ChatBody extends SamplingBody {
   readonly max_completion_tokens?: Given<number>
   readonly logprobs?: Given<boolean>
   readonly top_logprobs?: Given<number>
-  readonly response_format?: Given<{ readonly type: string }>
+  readonly response_format?: Given<{
+    readonly type: string
+    readonly json_schema?: { readonly schema: unknown }
+  }>
   readonly tools?: Given<readonly ToolBody[]>
-  readonly tool_choice?: Given<string | { readonly type: string }>
+  readonly tool_choice?: Given<
+    string | { readonly type: string; readonly function?: { readonly name: string } }
+  >
   readonly parallel_tool_calls?: Given<boolean>
   readonly chat_template_kwargs?: Given<Readonly<Record<string, unknown>>>
 }

@@ -69,6 +69,14 @@ const sampling: Readonly<Record<string, Schema>> = {
   }),
   priority: number(-1e9, 1e9),
   deadline_ms: optional('number', { exclusiveMinimum: 0, maximum: MAX_INT }),
+  guided_json: { type: ['object', 'string', 'null'] },
+  guided_regex: optional('string', { maxLength: 16384 }),
+  guided_grammar: optional('string', { maxLength: 262144 }),
+  guided_choice: optional('array', {
+    items: { type: 'string', maxLength: 1024 },
+    minItems: 1,
+    maxItems: 1024,
+  }),
   cache_salt: optional('string', { maxLength: 1024 }),
   program: optional('string', { maxLength: 1024 }),
   tpot_target_ms: optional('number', { exclusiveMinimum: 0, maximum: MAX_INT }),
@@ -144,7 +152,19 @@ export const chatRequest: Schema = {
     top_logprobs: integer(0, MAX_TOP_LOGPROBS),
     response_format: optional('object', {
       required: ['type'],
-      properties: { type: { type: 'string' } },
+      properties: {
+        type: { type: 'string' },
+        json_schema: {
+          type: 'object',
+          required: ['schema'],
+          properties: {
+            name: optional('string'),
+            description: optional('string'),
+            schema: { type: ['object', 'boolean'] },
+            strict: optional('boolean'),
+          },
+        },
+      },
     }),
     tools,
     tool_choice: {

@@ -3,8 +3,16 @@
  * body. `analysis` is reasoning, a message to `functions.NAME` a tool call, any other one content.
  */
 
+import type { GrammarBuilder } from '../../grammar/index.ts'
+import { callArguments } from './call-grammar.ts'
 import { MarkerScanner } from './marker-scanner.ts'
-import { isOneToken, type OutputParser, type OutputPart, type ToolFormat } from './types.ts'
+import {
+  type CallRules,
+  isOneToken,
+  type OutputParser,
+  type OutputPart,
+  type ToolFormat,
+} from './types.ts'
 
 const MESSAGE = '<|message|>'
 const CHANNEL = '<|channel|>'
@@ -64,8 +72,37 @@ class GptOssParser implements OutputParser {
   }
 }
 
+/** Reasoning first, if the model wants to, and the start of the message behind it. */
+function thinking(builder: GrammarBuilder): string {
+  const text = `${builder.noneOf('<')}*`
+  const literal = (marks: string) => builder.literal(marks)
+  return `(${literal(`${CHANNEL}analysis${MESSAGE}`)} ${text} ${literal(`<|end|>${START}assistant`)})?`
+}
+
+/** One call: the token behind it ends the output. */
+function addRules(builder: GrammarBuilder, rules: CallRules): string {
+  const choices = rules.calls.map(({ name, parameters }) => {
+    const header = `${CHANNEL}commentary to=functions.${name} <|constrain|>json${MESSAGE}`
+    return `${builder.literal(header)} ${callArguments(builder, parameters)}`
+  })
+  const calls = builder.rule(choices.join(' | '))
+  const head = thinking(builder)
+  if (rules.otherwise === undefined) return `${head} ${calls}`
+  const { otherwise } = rules
+  const answer = otherwise === 'text' ? `${builder.noneOf('<')}*` : otherwise.expression
+  const final = builder.literal(`${CHANNEL}final${MESSAGE}`)
+  return `${head} (${calls} | ${final} (${answer}))`
+}
+
+function addAnswer(builder: GrammarBuilder, expression: string): string {
+  return `${thinking(builder)} ${builder.literal(`${CHANNEL}final${MESSAGE}`)} (${expression})`
+}
+
 export const gptOssFormat: ToolFormat = {
   name: 'gpt-oss',
+  isAlwaysUsed: true,
+  addRules,
+  addAnswer,
   markers: [MESSAGE, '<|constrain|>', ...BODY_ENDS],
   detect: (tokenizer) => isOneToken(tokenizer, CHANNEL) && isOneToken(tokenizer, MESSAGE),
   create: () => new GptOssParser(),

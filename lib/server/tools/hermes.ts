@@ -3,10 +3,18 @@
  * around them. What stands between the marks and is no call stays content.
  */
 
+import type { GrammarBuilder } from '../../grammar/index.ts'
+import { jsonCall, MAX_CALLS, textWithout } from './call-grammar.ts'
 import { CallReader } from './call-reader.ts'
 import { ContentWriter } from './content-writer.ts'
 import { MarkerScanner } from './marker-scanner.ts'
-import { isOneToken, type OutputParser, type OutputPart, type ToolFormat } from './types.ts'
+import {
+  type CallRules,
+  isOneToken,
+  type OutputParser,
+  type OutputPart,
+  type ToolFormat,
+} from './types.ts'
 
 const OPEN = '<tool_call>'
 const CLOSE = '</tool_call>'
@@ -80,8 +88,20 @@ class HermesParser implements OutputParser {
   }
 }
 
+function addRules(builder: GrammarBuilder, rules: CallRules): string {
+  const line = '"\\n"?'
+  const [open, close] = [builder.literal(OPEN), builder.literal(CLOSE)]
+  const body = jsonCall(builder, rules.calls, 'arguments')
+  const call = builder.rule(`${open} ${line} ${body} ${line} ${close}`)
+  const calls = rules.isParallel ? `${call} (${line} ${call}){0,${MAX_CALLS - 1}}` : call
+  if (rules.otherwise === undefined) return calls
+  if (rules.otherwise === 'text') return `${textWithout(builder, OPEN)} (${calls})?`
+  return `${rules.otherwise.expression} | ${calls}`
+}
+
 export const hermesFormat: ToolFormat = {
   name: 'hermes',
+  addRules,
   markers: [OPEN, CLOSE],
   detect: (tokenizer) => isOneToken(tokenizer, OPEN),
   create: () => new HermesParser(),

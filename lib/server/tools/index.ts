@@ -8,7 +8,7 @@ import { mistralFormat } from './mistral.ts'
 import type { OutputParser, ToolFormat } from './types.ts'
 
 export { ReasoningParser, THINK_CLOSE, THINK_OPEN } from './reasoning.ts'
-export type { OutputParser, OutputPart, ToolFormat } from './types.ts'
+export type { CallRules, OfferedCall, OutputParser, OutputPart, ToolFormat } from './types.ts'
 
 export const TOOL_FORMATS: readonly ToolFormat[] = [
   hermesFormat,

@@ -3,8 +3,16 @@
  * it, so only objects that name an offered tool are calls; any other text is content to its end.
  */
 
+import type { GrammarBuilder } from '../../grammar/index.ts'
+import { jsonCall, MAX_CALLS } from './call-grammar.ts'
 import { CallReader } from './call-reader.ts'
-import { isOneToken, type OutputParser, type OutputPart, type ToolFormat } from './types.ts'
+import {
+  type CallRules,
+  isOneToken,
+  type OutputParser,
+  type OutputPart,
+  type ToolFormat,
+} from './types.ts'
 
 const SEPARATOR = /[\s;]/
 
@@ -58,8 +66,18 @@ class Llama3Parser implements OutputParser {
   }
 }
 
+function addRules(builder: GrammarBuilder, rules: CallRules): string {
+  const call = jsonCall(builder, rules.calls, 'parameters')
+  const calls = rules.isParallel ? `${call} ("; " ${call}){0,${MAX_CALLS - 1}}` : call
+  if (rules.otherwise === undefined) return calls
+  if (rules.otherwise === 'text')
+    return `${calls} | ${builder.noneOf('{; \n\t')} ${builder.noneOf('')}*`
+  return `${rules.otherwise.expression} | ${calls}`
+}
+
 export const llama3Format: ToolFormat = {
   name: 'llama3',
+  addRules,
   markers: [],
   detect: (tokenizer) => isOneToken(tokenizer, '<|python_tag|>'),
   create: (names) => new Llama3Parser(names),

@@ -4,11 +4,19 @@
  * is left out).
  */
 
+import type { GrammarBuilder } from '../../grammar/index.ts'
+import { jsonCall, MAX_CALLS, textWithout } from './call-grammar.ts'
 import { CallReader } from './call-reader.ts'
 import { ContentWriter } from './content-writer.ts'
 import { JsonScanner } from './json-scanner.ts'
 import { MarkerScanner } from './marker-scanner.ts'
-import { isOneToken, type OutputParser, type OutputPart, type ToolFormat } from './types.ts'
+import {
+  type CallRules,
+  isOneToken,
+  type OutputParser,
+  type OutputPart,
+  type ToolFormat,
+} from './types.ts'
 
 const CALLS = '[TOOL_CALLS]'
 const ARGS = '[ARGS]'
@@ -111,8 +119,19 @@ class MistralParser implements OutputParser {
   }
 }
 
+/** As a list, which every version of the format reads. */
+function addRules(builder: GrammarBuilder, rules: CallRules): string {
+  const call = jsonCall(builder, rules.calls, 'arguments')
+  const more = rules.isParallel ? `("," " "? ${call}){0,${MAX_CALLS - 1}}` : ''
+  const calls = `${builder.literal(CALLS)} " "? "[" ${call} ${more} "]"`
+  if (rules.otherwise === undefined) return calls
+  if (rules.otherwise === 'text') return `${textWithout(builder, CALLS)} (${calls})?`
+  return `${rules.otherwise.expression} | ${calls}`
+}
+
 export const mistralFormat: ToolFormat = {
   name: 'mistral',
+  addRules,
   markers: [CALLS, ARGS, CALL_ID],
   detect: (tokenizer) => isOneToken(tokenizer, CALLS),
   create: () => new MistralParser(),

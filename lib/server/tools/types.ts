@@ -3,6 +3,7 @@
  * pure and incremental: the parts joined are the same however the text is cut into pushes.
  */
 
+import type { GrammarBuilder } from '../../grammar/index.ts'
 import type { Tokenizer } from '../../tokenizer/index.ts'
 
 export type OutputPart =
@@ -18,8 +19,29 @@ export interface OutputParser {
   finish(): OutputPart[]
 }
 
+/** A tool that a grammar lets the model call. */
+export interface OfferedCall {
+  readonly name: string
+  /** JSON schema of its arguments; undefined: any object. */
+  readonly parameters?: unknown
+}
+
+export interface CallRules {
+  readonly calls: readonly OfferedCall[]
+  /** More than one call may be made. */
+  readonly isParallel: boolean
+  /** What may stand in place of calls: an expression of the grammar, or any text. */
+  readonly otherwise?: { readonly expression: string } | 'text'
+}
+
 export interface ToolFormat {
   readonly name: string
+  /** Answers are in the format even when no tool is offered. */
+  readonly isAlwaysUsed?: boolean
+  /** Adds the rules of calls, or of what may stand in their place; returns the root's expression. */
+  readonly addRules: (builder: GrammarBuilder, rules: CallRules) => string
+  /** An answer without a call, as the format writes it. */
+  readonly addAnswer?: (builder: GrammarBuilder, expression: string) => string
   /** Texts that structure the output; where they are special tokens they must stay in the text. */
   readonly markers: readonly string[]
   /** The model was trained on this format, as its vocabulary shows. */

@@ -1,0 +1,36 @@
+/** Grammars of tool calls: what the formats share. */
+
+import { addSchema, type GrammarBuilder } from '../../grammar/index.ts'
+import type { OfferedCall } from './types.ts'
+
+/** Calls in a row at most, where a model may make several. */
+export const MAX_CALLS = 16
+
+/** `{"name": …, KEY: {…}}` of any of the calls. */
+export function jsonCall(
+  builder: GrammarBuilder,
+  calls: readonly OfferedCall[],
+  argumentsKey: 'arguments' | 'parameters',
+): string {
+  const ws = builder.shared('ws')
+  const key = (name: string) => `${builder.literal(JSON.stringify(name))} ${ws} ":" ${ws}`
+  const choices = calls.map(({ name, parameters }) => {
+    const named = `${key('name')} ${builder.literal(JSON.stringify(name))}`
+    const rest = `${key(argumentsKey)} ${callArguments(builder, parameters)}`
+    return `"{" ${ws} ${named} ${ws} "," ${ws} ${rest} ${ws} "}"`
+  })
+  return builder.rule(choices.join(' | '))
+}
+
+export function callArguments(builder: GrammarBuilder, parameters: unknown): string {
+  return builder.rule(addSchema(builder, parameters ?? { type: 'object' }))
+}
+
+/** Text without `marker`: its first two characters, neither the same, never follow each other. */
+export function textWithout(builder: GrammarBuilder, marker: string): string {
+  const [first, second] = [...marker] as [string, string]
+  const literal = builder.literal(first)
+  return builder.rule(
+    `(${builder.noneOf(first)} | ${literal}+ ${builder.noneOf(first + second)})* ${literal}*`,
+  )
+}
