@@ -11,6 +11,8 @@ export interface FuzzResult {
   readonly statuses: Readonly<Record<string, number>>
   /** Answers that are neither the API's JSON nor its events. */
   readonly malformed: readonly string[]
+  /** From sending the slowest of the requests that were refused to the end of its answer. */
+  readonly slowestMs: number
 }
 
 const PATHS = [
@@ -127,6 +129,7 @@ export async function fuzzServer(
   const statuses: Record<string, number> = {}
   const malformed: string[] = []
   let numSent = 0
+  let slowestMs = 0
   const sendOne = async (): Promise<void> => {
     const path = pick(random, PATHS)
     const body = mutate(random, JSON.stringify(createBody(random)))
@@ -134,6 +137,7 @@ export async function fuzzServer(
     const controller = new AbortController()
     if (leaves) setTimeout(() => controller.abort(), random.int(0, 15))
     let status = 'left'
+    const startMs = performance.now()
     try {
       const response = await fetch(url + path, {
         method: 'POST',
@@ -150,6 +154,8 @@ export async function fuzzServer(
     } catch (error) {
       if (!leaves) throw error
     }
+    // Without max_tokens an answer goes on to the end of the context, and may take its time.
+    if (status !== '200') slowestMs = Math.max(slowestMs, performance.now() - startMs)
     statuses[status] = (statuses[status] ?? 0) + 1
   }
   const lane = async (): Promise<void> => {
@@ -159,5 +165,5 @@ export async function fuzzServer(
     }
   }
   await Promise.all(Array.from({ length: 8 }, lane))
-  return { statuses, malformed }
+  return { statuses, malformed, slowestMs }
 }
