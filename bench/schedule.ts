@@ -13,6 +13,7 @@ import { parseArgs } from 'node:util'
 import { describeMachine } from '../lib/bench/machine.ts'
 import { quantile } from '../lib/bench/stats.ts'
 import { createSlotUpdates, StepEncoder } from '../lib/engine/step.ts'
+import { evenParts } from '../lib/engine/step-programs.ts'
 import { EngineError } from '../lib/errors.ts'
 import type { StepPlan } from '../lib/scheduler/plan.ts'
 import { BUDGETS, createPolicy, ORDERS, type PolicyNames } from '../lib/scheduler/policies/index.ts'
@@ -43,13 +44,15 @@ function createIntegers(seed: number): (low: number, high: number) => number {
   }
 }
 
+const ONE_PART = evenParts(1)
+
 /** A scheduler kept full. */
 class Load {
   readonly scheduler: Scheduler
   readonly #integer = createIntegers(1)
   readonly #root: Int32Array
   readonly #sampled = new Int32Array(RUNNING).fill(7)
-  readonly #encoder = new StepEncoder({ parts: 1, blockSize: BLOCK_SIZE, numBuffers: 3 })
+  readonly #encoder = new StepEncoder({ blockSize: BLOCK_SIZE, numBuffers: 3 })
   readonly #updates = createSlotUpdates()
   #nextId = 0
   #nowMs = 0
@@ -93,7 +96,7 @@ class Load {
   }
 
   encode(plan: StepPlan): void {
-    this.#encoder.encode(plan, this.#updates)
+    this.#encoder.encode(plan, this.#updates, ONE_PART)
   }
 
   settle(plan: StepPlan): void {

@@ -37,7 +37,16 @@ const LIB_ARROWS: Readonly<Record<string, readonly string[]>> = {
   native: ['ops'],
   tokenizer: ['weights/json.ts'],
   grammar: [],
-  engine: ['grammar', 'models', 'native', 'program', 'scheduler', 'tokenizer', 'weights/json.ts'],
+  engine: [
+    'grammar',
+    'models',
+    'native',
+    'planner',
+    'program',
+    'scheduler',
+    'tokenizer',
+    'weights/json.ts',
+  ],
   server: ['engine', 'grammar', 'tokenizer'],
   bench: [
     'engine',

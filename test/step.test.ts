@@ -5,7 +5,6 @@ import { describe, expect, it } from 'vitest'
 import {
   createSlotUpdates,
   decodeResult,
-  partBound,
   RESULT_SECTION,
   ROW_FLAG,
   SLOT_PARAM_WORDS,
@@ -16,6 +15,7 @@ import {
   StepEncoder,
   topLogprobsOfRow,
 } from '../lib/engine/step.ts'
+import { evenParts } from '../lib/engine/step-programs.ts'
 import { wordOfFloat } from '../lib/engine/words.ts'
 import type { EngineError } from '../lib/errors.ts'
 import { createPlan, type StepPlan } from '../lib/scheduler/plan.ts'
@@ -145,8 +145,8 @@ const MIXED: Entry[] = [
 
 describe('StepEncoder', () => {
   it('writes tokens, positions, KV slots, sequences and rows', () => {
-    const encoder = new StepEncoder({ parts: 2, blockSize: 4, numBuffers: 2 })
-    const words = encoder.encode(planOf(MIXED), createSlotUpdates())
+    const encoder = new StepEncoder({ blockSize: 4, numBuffers: 2 })
+    const words = encoder.encode(planOf(MIXED), createSlotUpdates(), evenParts(2))
     expect([...words.subarray(0, 4)]).toEqual([STEP_VERSION, 7, 0, 0])
     expect(sectionsOf(words)).toEqual({
       partBounds: [0, 3, 6],
@@ -165,30 +165,34 @@ describe('StepEncoder', () => {
   })
 
   it('appends slot updates where there are any', () => {
-    const encoder = new StepEncoder({ parts: 1, blockSize: 4, numBuffers: 2 })
+    const encoder = new StepEncoder({ blockSize: 4, numBuffers: 2 })
     const updates = createSlotUpdates()
     updates.params.push(3)
     updates.bias.push(3)
     updates.bias.push(0)
-    const { slotParams, slotBias, slotHistory } = sectionsOf(encoder.encode(planOf(MIXED), updates))
+    const { slotParams, slotBias, slotHistory } = sectionsOf(
+      encoder.encode(planOf(MIXED), updates, evenParts(1)),
+    )
     expect([slotParams, slotBias, slotHistory]).toEqual([[3], [3, 0], undefined])
   })
 
   it('leaves the words of the steps in flight alone', () => {
-    const encoder = new StepEncoder({ parts: 1, blockSize: 4, numBuffers: 3 })
-    const first = encoder.encode(planOf(MIXED), createSlotUpdates())
+    const encoder = new StepEncoder({ blockSize: 4, numBuffers: 3 })
+    const first = encoder.encode(planOf(MIXED), createSlotUpdates(), evenParts(1))
     const copy = first.slice()
-    encoder.encode(planOf(MIXED.slice(1)), createSlotUpdates())
-    encoder.encode(planOf(MIXED.slice(2)), createSlotUpdates())
+    encoder.encode(planOf(MIXED.slice(1)), createSlotUpdates(), evenParts(1))
+    encoder.encode(planOf(MIXED.slice(2)), createSlotUpdates(), evenParts(1))
     expect(first).toEqual(copy)
   })
 
   it('grows with the step', () => {
-    const encoder = new StepEncoder({ parts: 1, blockSize: 4, numBuffers: 2 })
+    const encoder = new StepEncoder({ blockSize: 4, numBuffers: 2 })
     const prompt = Array.from({ length: 2000 }, (_, i) => i)
     const blocks = Array.from({ length: 500 }, (_, i) => i)
     const entry = { prompt, start: 0, count: 2000, blocks, slot: 0, rows: 1, samples: true }
-    expect(sectionsOf(encoder.encode(planOf([entry]), createSlotUpdates())).tokens).toEqual(prompt)
+    expect(
+      sectionsOf(encoder.encode(planOf([entry]), createSlotUpdates(), evenParts(1))).tokens,
+    ).toEqual(prompt)
   })
 
   it.each([
@@ -197,7 +201,7 @@ describe('StepEncoder', () => {
     [7, 2, [0, 4, 7]],
     [5, 1, [0, 5]],
   ])('splits %i tokens in %i parts', (numTokens, parts, bounds) => {
-    expect(bounds.map((_, i) => partBound(numTokens, parts, i))).toEqual(bounds)
+    expect(bounds.map((_, i) => evenParts(parts).bound(numTokens, i))).toEqual(bounds)
   })
 })
 

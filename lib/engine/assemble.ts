@@ -5,7 +5,13 @@
  */
 
 import { EngineError } from '../errors.ts'
-import { checkLayout, compileModel, loadModel, modelFootprint } from '../models/index.ts'
+import {
+  type CompiledModel,
+  checkLayout,
+  compileModel,
+  loadModel,
+  modelFootprint,
+} from '../models/index.ts'
 import type { LoadProgress, NativeBinding, NativeRuntime } from '../native/binding.ts'
 import { toEngineError } from '../native/load.ts'
 import { type CollectivePayload, collectivePayload } from '../program/collectives.ts'
@@ -23,16 +29,17 @@ import { costPrior } from './cost-prior.ts'
 import { placeRanks } from './devices.ts'
 import { EventLogFile } from './event-log.ts'
 import { type GenerationDefaults, readGenerationDefaults } from './generation-config.ts'
+import { chooseSchedules, sameProgram } from './schedules.ts'
 import { computeSizes, requireMemory, type Sizes, type SizingInput } from './sizing.ts'
+import type { StepProgram } from './step-programs.ts'
 import type { CpuIsa, EngineInfo, EngineOptions, ProgramSummary } from './types.ts'
 
 /** Everything an Engine is made of. */
 export interface EngineParts {
   readonly info: EngineInfo
   readonly runtime: NativeRuntime
-  readonly programId: number
+  readonly programs: readonly StepProgram[]
   readonly sizes: Sizes
-  readonly nanoBatches: number
   readonly collectivePayload: CollectivePayload
   readonly pipelineDepth: number
   readonly prefixCache: boolean
@@ -99,25 +106,43 @@ export async function assembleEngine(
     options,
   }
   const sizes = computeSizes(sizing)
-  const nanoBatches = checked.nanoBatches === 'auto' ? 1 : checked.nanoBatches
-  const { program, manifest, activationDtype } = compileModel(model, {
+  const schedules = chooseSchedules({
+    nanoBatches: checked.nanoBatches,
+    device: devices[0],
+    model,
     tensorParallel,
-    expertParallel,
-    parts: nanoBatches,
     precision,
-    limits: {
-      maxTokens: sizes.maxNumBatchedTokens,
-      maxRows: sizes.maxRows,
-      maxSeqs: sizes.maxNumSeqs,
-      numBlocks: sizes.numBlocks,
-      blockSize: sizes.blockSize,
-      maxBlocksPerSeq: sizes.maxBlocksPerSeq,
-      numSlots: sizes.numSlots,
-      numHostBlocks: sizes.numHostBlocks,
-    },
-    maxModelLen: sizes.maxModelLen,
+    sizes,
   })
-  requireMemory(sizing, sizes, program.arenaBytes)
+  const compiled = schedules.map(({ schedule }, index) => {
+    const twin = schedules.findIndex((other) => sameProgram(other.schedule, schedule))
+    if (twin < index) return { twin }
+    const { parts, stagger, lanes } = schedule
+    return compileModel(model, {
+      tensorParallel,
+      expertParallel,
+      parts,
+      stagger,
+      lanes,
+      precision,
+      limits: {
+        maxTokens: sizes.maxNumBatchedTokens,
+        maxRows: sizes.maxRows,
+        maxSeqs: sizes.maxNumSeqs,
+        numBlocks: sizes.numBlocks,
+        blockSize: sizes.blockSize,
+        maxBlocksPerSeq: sizes.maxBlocksPerSeq,
+        numSlots: sizes.numSlots,
+        numHostBlocks: sizes.numHostBlocks,
+      },
+      maxModelLen: sizes.maxModelLen,
+    })
+  })
+  const { program, manifest, activationDtype } = compiled[0] as CompiledModel
+  const heapBytes = Math.max(
+    ...compiled.map((one) => ('program' in one ? one.program.arenaBytes : 0)),
+  )
+  requireMemory(sizing, sizes, heapBytes)
 
   const tokenizer = await loadTokenizer(model.folder)
   const chatTemplate = await loadChatTemplate(model.folder)
@@ -137,7 +162,7 @@ export async function assembleEngine(
     runtime = new binding.Runtime({
       ranks: devices.map(({ name }) => ({ device: name })),
       tp: tensorParallel,
-      heapBytes: program.arenaBytes,
+      heapBytes,
       threadsPerRank: threadsPerRank(checked.threads, world),
       waitTimeoutMs: checked.waitTimeoutMs,
       deterministic: checked.deterministic,
@@ -147,8 +172,16 @@ export async function assembleEngine(
     // The caller's own error goes back to the caller as it is.
     if (callbackError !== undefined) throw callbackError
     throwIfAborted(options.signal)
-    const programId = await runtime.loadProgram(JSON.stringify(program))
-    throwIfAborted(options.signal)
+    const programs: StepProgram[] = []
+    for (const [index, one] of compiled.entries()) {
+      const programId =
+        'twin' in one
+          ? programs[one.twin].programId
+          : await runtime.loadProgram(JSON.stringify(one.program))
+      throwIfAborted(options.signal)
+      const { minTokens, layout } = schedules[index]
+      programs.push({ minTokens, programId, ...layout })
+    }
     return {
       info: {
         folder: model.folder,
@@ -169,12 +202,16 @@ export async function assembleEngine(
         kvCacheBytes: sizes.kvCacheBytes,
         weightBytesPerRank: footprint.weightBytesPerRank,
         program: summarizeProgram(program),
+        schedules: schedules.map(({ minTokens, layout, description }) => ({
+          minTokens,
+          nanoBatches: layout.parts,
+          description,
+        })),
         loadMs: performance.now() - startMs,
       },
       runtime,
-      programId,
+      programs,
       sizes,
-      nanoBatches,
       collectivePayload: collectivePayload(program),
       pipelineDepth: checked.pipelineDepth,
       prefixCache: checked.prefixCache,

@@ -79,14 +79,13 @@ export class Engine implements AsyncDisposable {
       cacheRoot: (salt) => this.#scheduler.prefixCache.root(this.info.folder, salt),
       program: (name) => this.#scheduler.program(name),
     })
-    this.#stepLog = new StepLog(parts.nanoBatches, parts.collectivePayload)
+    this.#stepLog = new StepLog(parts.collectivePayload)
     this.#loop = new StepLoop({
       log: this.#stepLog,
       runtime: parts.runtime,
-      programId: parts.programId,
+      programs: parts.programs,
       scheduler: this.#scheduler,
       encoder: new StepEncoder({
-        parts: parts.nanoBatches,
         blockSize: sizes.blockSize,
         numBuffers: parts.pipelineDepth + 1,
       }),

@@ -12,11 +12,12 @@ import type { Scheduler } from '../scheduler/scheduler.ts'
 import type { Job } from './jobs.ts'
 import { createSlotUpdates, decodeResult, type StepEncoder, type StepResult } from './step.ts'
 import type { StepLog } from './step-log.ts'
+import { programFor, type StepProgram } from './step-programs.ts'
 import type { FinishReason } from './types.ts'
 
 export interface StepLoopOptions {
   readonly runtime: Pick<NativeRuntime, 'submit'>
-  readonly programId: number
+  readonly programs: readonly StepProgram[]
   readonly scheduler: Scheduler
   readonly encoder: StepEncoder
   readonly log: StepLog
@@ -127,16 +128,17 @@ export class StepLoop {
   }
 
   #submit(plan: StepPlan, startMs: number): void {
-    const { runtime, programId, encoder, log, clock, toError } = this.#options
+    const { runtime, programs, encoder, log, clock, toError } = this.#options
     this.#inFlight++
     this.#numSteps++
     let result: Promise<Int32Array>
     try {
       this.#collectUpdates(plan)
-      const words = encoder.encode(plan, this.#updates)
+      const program = programFor(programs, plan.numTokens)
+      const words = encoder.encode(plan, this.#updates, program)
       const nowMs = clock()
-      log.begin(plan, nowMs - startMs, nowMs)
-      result = runtime.submit(programId, words)
+      log.begin(plan, program, nowMs - startMs, nowMs)
+      result = runtime.submit(program.programId, words)
     } catch (error) {
       result = Promise.reject(error)
     }

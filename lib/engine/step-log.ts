@@ -5,7 +5,8 @@
 
 import type { CollectivePayload } from '../program/collectives.ts'
 import type { StepPlan } from '../scheduler/plan.ts'
-import { partBound, type StepResult } from './step.ts'
+import type { StepResult } from './step.ts'
+import type { PartLayout } from './step-programs.ts'
 import type { StepRecord } from './types.ts'
 
 const NUM_KEPT = 128
@@ -13,7 +14,6 @@ const NUM_KEPT = 128
 type Entry = { -readonly [Field in keyof StepRecord]: StepRecord[Field] } & { hasEnded: boolean }
 
 export class StepLog {
-  readonly #nanoBatches: number
   readonly #payload: CollectivePayload
   /** By step id, modulo their number. */
   readonly #entries: Entry[]
@@ -21,8 +21,7 @@ export class StepLog {
   #queueMs = 0
   #collectiveBytes = 0
 
-  constructor(nanoBatches: number, payload: CollectivePayload) {
-    this.#nanoBatches = nanoBatches
+  constructor(payload: CollectivePayload) {
     this.#payload = payload
     this.#entries = Array.from({ length: NUM_KEPT }, createEntry)
   }
@@ -39,7 +38,7 @@ export class StepLog {
   }
 
   /** A step goes to the ranks. `planMs`: time it took to plan and encode it. */
-  begin(plan: StepPlan, planMs: number, nowMs: number): void {
+  begin(plan: StepPlan, layout: PartLayout, planMs: number, nowMs: number): void {
     const entry = this.#entry(plan)
     entry.id = plan.id
     entry.planMs = planMs
@@ -47,7 +46,7 @@ export class StepLog {
     entry.sequences = plan.numSeqs
     entry.decodeTokens = countDecodes(plan)
     entry.prefillTokens = plan.numTokens - entry.decodeTokens
-    entry.nanoBatches = this.#splitTokens(plan.numTokens)
+    entry.nanoBatches = splitTokens(layout, plan.numTokens)
     entry.hasEnded = false
   }
 
@@ -74,15 +73,13 @@ export class StepLog {
   #entry(plan: StepPlan): Entry {
     return this.#entries[plan.id % NUM_KEPT]
   }
+}
 
-  #splitTokens(numTokens: number): readonly number[] {
-    return Array.from(
-      { length: this.#nanoBatches },
-      (_, part) =>
-        partBound(numTokens, this.#nanoBatches, part + 1) -
-        partBound(numTokens, this.#nanoBatches, part),
-    )
-  }
+function splitTokens({ parts, bound }: PartLayout, numTokens: number): readonly number[] {
+  return Array.from(
+    { length: parts },
+    (_, part) => bound(numTokens, part + 1) - bound(numTokens, part),
+  )
 }
 
 function createEntry(): Entry {

@@ -10,6 +10,7 @@
 
 import { EngineError } from '../errors.ts'
 import type { StepPlan } from '../scheduler/plan.ts'
+import type { PartLayout } from './step-programs.ts'
 import { floatOfWord, WordList } from './words.ts'
 
 export const STEP_VERSION = 1
@@ -110,17 +111,11 @@ export function createSlotUpdates(): SlotUpdates {
   }
 }
 
-/** Row boundaries of `parts` nano-batches of ceil(numTokens / parts) rows; the last may be empty. */
-export function partBound(numTokens: number, parts: number, index: number): number {
-  return Math.min(numTokens, index * Math.ceil(numTokens / parts))
-}
-
 /**
  * Encodes plans into step words. Buffers are reused in turn: the words of a step stay as they are
  * until `numBuffers` - 1 further steps have been encoded.
  */
 export class StepEncoder {
-  readonly #parts: number
   readonly #blockSize: number
   readonly #buffers: Int32Array[]
   #turn = 0
@@ -129,14 +124,13 @@ export class StepEncoder {
   #entry = 0
   #offset = 0
 
-  constructor(options: { parts: number; blockSize: number; numBuffers: number }) {
-    this.#parts = options.parts
+  constructor(options: { blockSize: number; numBuffers: number }) {
     this.#blockSize = options.blockSize
     this.#buffers = Array.from({ length: options.numBuffers }, () => new Int32Array(1024))
   }
 
   /** `group`: the attention group whose sequences the plan names. */
-  encode(plan: StepPlan, updates: SlotUpdates, group = 0): Int32Array {
+  encode(plan: StepPlan, updates: SlotUpdates, layout: PartLayout, group = 0): Int32Array {
     let width = 0
     for (let i = 0; i < plan.numSeqs; i++) width = Math.max(width, plan.seqs[i].numBlocks)
     const lists = [updates.params, updates.history, updates.bias, updates.allowed]
@@ -149,7 +143,7 @@ export class StepEncoder {
     const header = STEP_HEADER_WORDS + numSections * STEP_SECTION_WORDS
     const size =
       header +
-      (this.#parts + 1) +
+      (layout.parts + 1) +
       3 * plan.numTokens +
       (2 + width) * plan.numSeqs +
       1 +
@@ -167,9 +161,8 @@ export class StepEncoder {
     this.#entry = STEP_HEADER_WORDS
     this.#offset = header
 
-    const bounds = this.#section(STEP_SECTION.partBounds, group, this.#parts + 1)
-    for (let i = 0; i <= this.#parts; i++)
-      words[bounds + i] = partBound(plan.numTokens, this.#parts, i)
+    const bounds = this.#section(STEP_SECTION.partBounds, group, layout.parts + 1)
+    for (let i = 0; i <= layout.parts; i++) words[bounds + i] = layout.bound(plan.numTokens, i)
     this.#encodeTokens(plan, group)
     this.#encodeSequences(plan, width, group)
     this.#encodeRows(plan, group)

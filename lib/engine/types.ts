@@ -259,6 +259,13 @@ export interface ProgramSummary {
   readonly arenaBytes: number
 }
 
+/** The schedule of steps of at least `minTokens` tokens. */
+export interface ScheduleSummary {
+  readonly minTokens: number
+  readonly nanoBatches: number
+  readonly description: string
+}
+
 /** What was loaded, and the sizes chosen for it. */
 export interface EngineInfo {
   readonly folder: string
@@ -279,7 +286,10 @@ export interface EngineInfo {
   readonly kvBlocks: number
   readonly kvCacheBytes: number
   readonly weightBytesPerRank: number
+  /** Of the shortest steps. */
   readonly program: ProgramSummary
+  /** Ascending by minTokens. */
+  readonly schedules: readonly ScheduleSummary[]
   readonly loadMs: number
 }
 

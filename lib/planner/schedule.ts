@@ -31,14 +31,18 @@ export const SERIAL: Schedule = {
 export const ROW_TILE = 128
 
 /** Part boundaries of a step, [parts + 1]: the splits, rounded to tiles where there are enough rows. */
-export function partBounds({ parts, splits }: Schedule, numTokens: number): number[] {
-  const bounds = [0]
-  for (let part = 0; part < parts - 1; part++) {
-    const exact = splits[part]! * numTokens
-    const rounded = numTokens >= parts * ROW_TILE ? ROW_TILE * Math.round(exact / ROW_TILE) : exact
-    bounds.push(Math.min(numTokens, Math.max(bounds[part]!, Math.round(rounded))))
-  }
-  return [...bounds, numTokens]
+export function partBounds(schedule: Schedule, numTokens: number): number[] {
+  return Array.from({ length: schedule.parts + 1 }, (_, i) => partBound(schedule, numTokens, i))
+}
+
+/** First row of part `index`, 0..parts. */
+export function partBound(schedule: Schedule, numTokens: number, index: number): number {
+  const { parts, splits } = schedule
+  if (index === 0) return 0
+  if (index === parts) return numTokens
+  const exact = splits[index - 1]! * numTokens
+  const rounded = numTokens >= parts * ROW_TILE ? ROW_TILE * Math.round(exact / ROW_TILE) : exact
+  return Math.min(numTokens, Math.round(rounded))
 }
 
 /** The passes a schedule asks for, on a serial program; no offsets are planned. */
