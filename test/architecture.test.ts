@@ -200,7 +200,7 @@ const NATIVE_ARROWS: Readonly<Record<string, readonly string[]>> = {
   'cuda/check': ['comm', 'core', 'cpu', 'cuda', 'ops', 'program'],
   ops: ['comm', 'core', 'cpu', 'cuda', 'program'],
   runtime: ['comm', 'core', 'cpu', 'cuda', 'ops', 'program'],
-  node: ['core', 'cpu', 'ops', 'runtime'],
+  node: ['core', 'cpu', 'cuda/libraries.h', 'ops', 'runtime'],
   // Runs recorded programs without Node, for the sanitizers and the fuzzer.
   driver: ['comm', 'core', 'cpu', 'ops', 'program', 'runtime'],
 }

@@ -96,6 +96,16 @@ function deviceChecks({ devices, missing }: DevicesDescription): Check[] {
   return [...present, ...absent]
 }
 
+/** NCCL and cuBLASLt: opened at run time, never required. */
+function libraryChecks(): Check[] {
+  return loadBinding()
+    .describeLibraries()
+    .map(({ name, version, path, missing }): Check => {
+      if (missing === undefined) return { name, status: 'ok', found: `${version} (${path})` }
+      return { name, status: 'note', found: missing, todo: 'only needed with --device cuda' }
+    })
+}
+
 async function checkTool(name: string, tools: readonly string[], todo: string): Promise<Check> {
   const version = await firstTool(tools)
   if (version !== undefined) return { name, status: 'ok', found: version }
@@ -126,7 +136,7 @@ export async function runChecks(): Promise<Check[]> {
   return [
     checkNode(),
     check,
-    ...(devices === undefined ? [] : deviceChecks(devices)),
+    ...(devices === undefined ? [] : [...deviceChecks(devices), ...libraryChecks()]),
     await checkTool('C++ compiler', ['c++', 'g++', 'clang++'], `${toCompile}: g++ 11 or clang 14`),
     await checkTool('cmake', ['cmake'], `${toCompile}: cmake 3.20 or newer`),
     await checkTool('build tool', ['ninja', 'make'], `${toCompile}: make or ninja`),

@@ -31,6 +31,15 @@ export interface DevicesDescription {
   readonly build: Readonly<Record<string, string>>
 }
 
+/** A library of NVIDIA's that is opened at run time where it is found: NCCL, cuBLASLt. */
+export interface LibraryDescription {
+  readonly name: string
+  readonly version?: string
+  readonly path?: string
+  /** Why it is not there, and what to do; instead of version and path. */
+  readonly missing?: string
+}
+
 /** Signature of a native op: names as in lib/ops; a trailing `?` marks an optional input. */
 export interface OpDescription {
   readonly name: string
@@ -80,6 +89,8 @@ export interface NativeRuntime {
 
 export interface NativeBinding {
   describeDevices(): DevicesDescription
+  /** Opens each library: takes a second where it was not read before. For `doctor`. */
+  describeLibraries(): LibraryDescription[]
   describeOps(): OpDescription[]
   readonly Runtime: new (options: RuntimeOptions) => NativeRuntime
 }

@@ -4,9 +4,8 @@
  */
 
 import { checkAddRmsNorm } from './add-rms-norm.ts'
+import { type CollectiveForm, checkForm } from './collective-form.ts'
 import { definedAttrs, type OpDraft, type OpSpec } from './spec.ts'
-
-export type AllReduceForm = 'auto' | 'one_shot' | 'two_shot'
 
 export const allReduceRmsNormOp: OpSpec = {
   name: 'all_reduce_rms_norm',
@@ -18,8 +17,7 @@ export const allReduceRmsNormOp: OpSpec = {
   inPlace: { 1: 1 },
   check(op) {
     checkAddRmsNorm(op)
-    const form = op.op.attrs.form ?? 'auto'
-    op.require(['auto', 'one_shot', 'two_shot'].includes(form as string), `form is ${form}`)
+    checkForm(op)
   },
 }
 
@@ -31,7 +29,7 @@ export function allReduceRmsNorm(
     readonly postWeight?: number | undefined
     readonly y: number
   },
-  attrs: { readonly eps: number; readonly form?: AllReduceForm | undefined },
+  attrs: { readonly eps: number; readonly form?: CollectiveForm | undefined },
 ): OpDraft {
   return {
     kind: 'all_reduce_rms_norm',

@@ -2,11 +2,19 @@
 
 import { definedAttrs, type OpDraft, type OpSpec } from './spec.ts'
 
+/** `auto` takes what is fastest for a shape; `cublaslt` is CUDA's alone. */
+export const MATMUL_IMPLEMENTATIONS = ['auto', 'own', 'cublaslt'] as const
+
+export interface MatmulAttrs {
+  readonly bias_on?: 'all' | 'rank0' | undefined
+  readonly implementation?: (typeof MATMUL_IMPLEMENTATIONS)[number] | undefined
+}
+
 export const matmulOp: OpSpec = {
   name: 'matmul',
   inputs: ['x', 'weight', 'bias?'],
   outputs: ['y'],
-  attrs: { bias_on: 'string?' },
+  attrs: { bias_on: 'string?', implementation: 'string?' },
   collective: false,
   lane: 'compute',
   check(op) {
@@ -18,6 +26,11 @@ export const matmulOp: OpSpec = {
     op.weightVector(op.optionalInput(2), width)
     const on = op.op.attrs.bias_on
     op.require(on === undefined || on === 'all' || on === 'rank0', `bias_on is ${on}`)
+    const by = op.op.attrs.implementation ?? 'auto'
+    op.require(
+      (MATMUL_IMPLEMENTATIONS as readonly unknown[]).includes(by),
+      `implementation is ${by}, not one of ${MATMUL_IMPLEMENTATIONS.join(', ')}`,
+    )
   },
 }
 
@@ -28,12 +41,12 @@ export function matmul(
     readonly bias?: number | undefined
     readonly y: number
   },
-  attrs: { readonly bias_on?: 'all' | 'rank0' | undefined } = {},
+  attrs: MatmulAttrs = {},
 ): OpDraft {
   return {
     kind: 'matmul',
     inputs: [operands.x, operands.weight, operands.bias ?? null],
     outputs: [operands.y],
-    attrs: definedAttrs(attrs),
+    attrs: definedAttrs({ ...attrs }),
   }
 }

@@ -1,5 +1,5 @@
 // The arithmetic of multi-rank protocols, written once for host and device: epochs, row
-// ownership, and the launch plan of the fused all-reduce. Pure functions; every rank computes
+// ownership, and who keeps a residual. Pure functions; every rank computes
 // the same answers from the same step.
 #pragma once
 
@@ -28,15 +28,14 @@ NANOWEAVE_HD RowSpan owned_rows(int64_t count, int world, int rank) {
   return {count * rank / world, count * (rank + 1) / world};
 }
 
-enum class AllReduceForm : uint8_t {
-  kOneShot,  // every rank reduces every row; residual replicated
-  kTwoShot,  // a rank reduces the rows it owns and stores them to all
-};
-
 // Residual rows are sharded from 8 rows per rank on (kernels.md §2). Only a function of what
 // all ranks know, and constant over a step, so the residual of a row stays where it is.
+inline constexpr int64_t kNever = INT64_MAX;
+NANOWEAVE_HD constexpr int64_t residual_sharded_from(int world) {
+  return world > 1 ? int64_t{8} * world : kNever;
+}
 NANOWEAVE_HD bool residual_is_sharded(int64_t rows, int world) {
-  return world > 1 && rows >= 8 * world;
+  return rows >= residual_sharded_from(world);
 }
 
 }  // namespace nanoweave

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/comm.h"
+#include "cuda/nccl_collectives.h"
 #include "cuda/rows.cuh"
 
 namespace nanoweave {
@@ -170,17 +171,65 @@ inline CommArgs comm_args(const CudaLaunch& launch, int32_t which) {
   return args;
 }
 
-// Multicast where the communicator has it, save for small groups, which it does not help, and
-// where sums must be in rank order.
-inline bool uses_multicast(const CudaLaunch& launch, bool deterministic) {
-  const CudaRank& rank = launch.ranks[0];
-  return !deterministic && rank.tp > 2 && launch.comm->multicast[rank.rank] != nullptr;
+// What prepare() of a collective settles for its launches.
+struct CollectiveOp {
+  CollectiveForm form;  // asked for
+  int32_t which;        // rows it works on
+  int64_t row_bytes;    // of what is moved
+  int64_t block_bytes;  // of rows that keep one block busy
+  bool deterministic;
+  bool needs_counts;  // NCCL would have to know who owns which row
+  std::string label;
+};
+
+inline CollectiveOp collective_op(const OpInstance& op, const CudaPlan& plan,
+                                  const BufferDesc& moved, int64_t block_bytes,
+                                  bool needs_counts = false) {
+  return {.form = op.collective_form(),
+          .which = which_rows(moved, op.op.part()),
+          .row_bytes = moved.cols() * dtype_bytes(moved.dtype),
+          .block_bytes = block_bytes,
+          .deterministic = plan.deterministic,
+          .needs_counts = needs_counts,
+          .label = op.op.label};
 }
 
-inline LaunchShape comm_shape(const CudaLaunch& launch, int64_t work, unsigned threads,
-                              bool multicast, size_t shared_bytes = 0) {
-  const int blocks = collective_blocks(work, launch.max_local_ranks, launch.sm_budget, multicast);
-  return {.blocks_x = static_cast<unsigned>(blocks),
+inline LaunchPlan plan_collective(const CollectiveOp& op, const CudaLaunch& launch) {
+  const CudaRank& rank = launch.ranks[0];
+  const GroupTraits traits{.link = launch.link,
+                           .peer_access = launch.peer_access,
+                           .multicast = launch.comm->multicast[rank.rank] != nullptr,
+                           .nccl = launch.nccl != nullptr,
+                           .deterministic = op.deterministic,
+                           .few_blocks = launch.few_blocks,
+                           .max_local_ranks = launch.max_local_ranks,
+                           .sm_budget = launch.sm_budget};
+  const int64_t rows = most_rows(launch.bucket, op.which);
+  const LaunchPlan plan = plan_launch(
+      {.rows = rows,
+       .row_bytes = op.row_bytes,
+       .blocks = (rows * op.row_bytes + op.block_bytes - 1) / op.block_bytes,
+       .world = rank.tp,
+       .rows_known = op.needs_counts ? !launch.counts.empty() : host_knows_rows(launch, op.which),
+       .form = op.form},
+      traits);
+  if (plan.refused != nullptr)
+    fail(ErrorCode::kProgram, "op %s: form %s cannot be had here: %s", op.label.c_str(),
+         collective_form_name(plan.form), plan.refused);
+  return plan;
+}
+
+// An operand in the arena, as NCCL's collectives take it. `at`: the operand of a CudaOperands.
+template <typename At>
+NcclRows nccl_rows(const CudaLaunch& launch, const BufferDesc& buffer, const At& at) {
+  NcclRows rows{.data = {}, .cols = buffer.cols(), .dtype = buffer.dtype};
+  for (size_t i = 0; i < launch.ranks.size(); ++i) rows.data[i] = at(launch.operands[i]);
+  return rows;
+}
+
+inline LaunchShape comm_shape(const CudaLaunch& launch, const LaunchPlan& plan, unsigned threads,
+                              size_t shared_bytes = 0) {
+  return {.blocks_x = static_cast<unsigned>(plan.blocks),
           .blocks_y = static_cast<unsigned>(launch.ranks.size()),
           .threads = threads,
           .shared_bytes = shared_bytes,

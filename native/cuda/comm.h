@@ -6,13 +6,12 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "comm/protocol.h"
+#include "comm/launch_plan.h"
 
 namespace nanoweave {
 
-inline constexpr int kMaxRanks = 16;       // of a world
-inline constexpr int kCommSlots = 4;       // collectives in flight: one per lane
-inline constexpr int kMaxCommBlocks = 64;  // of one rank's share of a collective
+inline constexpr int kMaxRanks = 16;  // of a world
+inline constexpr int kCommSlots = 4;  // collectives in flight: one per lane
 
 // 32 bytes: a flag line is one sector, written by one rank and polled by one thread.
 struct alignas(32) FlagLine {
@@ -47,26 +46,5 @@ struct CommView {
   DeviceFault* faults;              // [kMaxRanks], mapped host memory
   uint64_t timeout_ns;
 };
-
-// Whether a sum of `bytes` per rank is done in two shots (a rank sums what it owns and stores it to
-// all) or in one (every rank sums everything). Both give the same bits. The limits are starting
-// points for Hopper (kernels.md §2).
-NANOWEAVE_HD bool all_reduce_in_two_shots(int64_t bytes, int world) {
-  if (world <= 2) return bytes > (int64_t{16} << 20);
-  return bytes > (world <= 4 ? int64_t{384} << 10 : int64_t{128} << 10);
-}
-
-// Blocks of one rank's share of a collective: a pure function of what every rank knows at load, so
-// that block b of every rank meets block b of the others. `work`: blocks the largest step of the
-// bucket keeps busy. `max_local_ranks`: of the device that holds most ranks; all its blocks must
-// run at once on `sm_budget` multiprocessors.
-inline int collective_blocks(int64_t work, int max_local_ranks, int sm_budget, bool multicast) {
-  // Multicast saturates the links from 16 blocks on (kernels.md §2).
-  const int64_t most = multicast ? 16 : kMaxCommBlocks;
-  const int64_t room = sm_budget / max_local_ranks;
-  const int64_t blocks = work < most ? work : most;
-  const int64_t fitting = blocks < room ? blocks : room;
-  return static_cast<int>(fitting < 1 ? 1 : fitting);
-}
 
 }  // namespace nanoweave

@@ -8,7 +8,8 @@ set(NANOWEAVE_CUDA OFF CACHE STRING "Build the CUDA kernels: AUTO, ON or OFF")
 set_property(CACHE NANOWEAVE_CUDA PROPERTY STRINGS AUTO ON OFF)
 
 file(GLOB CUDA_KERNELS CONFIGURE_DEPENDS native/ops/*.cu native/cuda/*.cu)
-set(CUDA_HOST_SOURCES native/cuda/step.cc native/cuda/table.cc)
+set(CUDA_HOST_SOURCES native/cuda/step.cc native/cuda/table.cc native/cuda/nccl.cc
+    native/cuda/nccl_collectives.cc)
 
 # ---- Devices ----------------------------------------------------------------------------------
 

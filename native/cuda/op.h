@@ -43,6 +43,8 @@ using CudaStream = emulation::Stream*;
 using CudaStream = CUstream_st*;  // cudaStream_t
 #endif
 
+class NcclWorld;
+
 inline constexpr int kMaxOperands = 4;  // inputs, and outputs, of one op
 inline constexpr int64_t kWorkspaceCounterBytes = 256 << 10;
 
@@ -99,10 +101,16 @@ struct CudaLaunch {
   int sm_budget = 0;  // multiprocessors this lane may fill
   std::byte* workspace = nullptr;
   int op_index = 0;  // for the fault record
+  // This step's sizes, by local rank. Empty: the host does not know them (a captured graph).
+  std::span<const StepCounts> counts = {};
   // Collectives only.
   const CommView* comm = nullptr;
   int comm_slot = 0;        // the lane's
   int max_local_ranks = 1;  // of the device that holds most, the same on all devices
+  Link link = Link::kSameDevice;
+  bool peer_access = true;
+  bool few_blocks = false;  // another lane computes meanwhile
+  NcclWorld* nccl = nullptr;
 };
 
 // A kernel and the most dynamic shared memory it is launched with. The backend loads all of them
@@ -117,12 +125,17 @@ struct CudaKernel {
   // Bytes of workspace, counters included, on a device and bucket. Null: none.
   std::function<int64_t(const CudaDevice&, const CudaBucket&)> workspace_bytes;
   std::vector<CudaFunction> functions;
+  // Collectives only: how a launch will go. ERR_PROGRAM where the form asked for cannot be had; the
+  // backend asks at load, for each bucket, and compares the devices' answers by hash.
+  std::function<LaunchPlan(const CudaLaunch&)> plan = nullptr;
 };
 
 // What prepare_cuda_op() needs beside the program.
 struct CudaPlan {
   bool deterministic = false;
   StepPlanConfig step;
+  bool peer_access = true;          // of all devices to all
+  int max_local_ranks = kMaxRanks;  // of a device
 };
 
 struct CudaOpDef {

@@ -4,15 +4,12 @@
 
 #include <algorithm>
 
+#include "cuda/host_rows.h"
 #include "cuda/launch.h"
 #include "cuda/numeric.cuh"
 #include "cuda/ptx.cuh"
 
 namespace nanoweave {
-
-// Which rows: token rows of part 0..kMaxParts−1, all token rows, or logits rows.
-inline constexpr int32_t kAllTokens = kMaxParts;
-inline constexpr int32_t kLogitsRows = kMaxParts + 1;
 
 struct RowsRef {
   const StepCounts* counts;
@@ -29,17 +26,6 @@ __device__ __forceinline__ RowRange rows_of(const RowsRef& ref) {
   if (ref.which == kAllTokens) return {0, ref.counts->num_tokens};
   const int32_t begin = ref.counts->part_bounds[ref.which];
   return {begin, ref.counts->part_bounds[ref.which + 1] - begin};
-}
-
-// Rows of `buffer` that an op of this part works on.
-inline int32_t which_rows(const BufferDesc& buffer, int part) {
-  if (buffer.row_symbol() == Symbol::kRows) return kLogitsRows;
-  return part < 0 ? kAllTokens : part;
-}
-
-inline int64_t most_rows(const CudaBucket& bucket, int32_t which) {
-  if (which == kLogitsRows) return bucket.rows;
-  return which == kAllTokens ? bucket.tokens : bucket.part_tokens;
 }
 
 // Blocks for `items` units of work that a block takes one after the other: all at once on a wide

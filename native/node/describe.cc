@@ -2,6 +2,7 @@
 
 #include "cpu/host_info.h"
 #include "cpu/isa.h"
+#include "cuda/libraries.h"
 #include "node/errors.h"
 #include "ops/op.h"
 
@@ -51,6 +52,25 @@ Napi::Value describe_devices(const Napi::CallbackInfo& info) {
     out.Set("missing", missing);
     out.Set("build", build);
     return out;
+  });
+}
+
+Napi::Value describe_libraries(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return with_js_errors(env, [&] {
+    Napi::Array libraries = Napi::Array::New(env);
+    for (const LibraryDescription& description : describe_libraries()) {
+      Napi::Object library = Napi::Object::New(env);
+      library.Set("name", description.name);
+      if (description.missing.empty()) {
+        library.Set("version", description.version);
+        library.Set("path", description.path);
+      } else {
+        library.Set("missing", description.missing);
+      }
+      libraries.Set(libraries.Length(), library);
+    }
+    return libraries;
   });
 }
 

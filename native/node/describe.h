@@ -1,4 +1,4 @@
-// describeDevices() and describeOps() of lib/native/binding.ts.
+// describeDevices(), describeLibraries() and describeOps() of lib/native/binding.ts.
 #pragma once
 
 #include <napi.h>
@@ -6,6 +6,7 @@
 namespace nanoweave {
 
 Napi::Value describe_devices(const Napi::CallbackInfo& info);
+Napi::Value describe_libraries(const Napi::CallbackInfo& info);
 Napi::Value describe_ops(const Napi::CallbackInfo& info);
 
 }  // namespace nanoweave

@@ -3,6 +3,7 @@
 // the rank. Bytes per token: x, y and twice the residual.
 #include "cuda/norm_row.cuh"
 #include "cuda/rows.cuh"
+#include "ops/add_rms_norm.cuh"
 
 namespace nanoweave {
 
@@ -22,6 +23,7 @@ struct AddRmsNormArgs {
   std::byte* y;              // [T, hidden]
   int32_t hidden;
   float eps;
+  int32_t owners, owner;  // of the rows, the share `owner` of `owners`
 };
 
 template <typename T, int kWidth>
@@ -32,9 +34,10 @@ __global__ void __launch_bounds__(AddRmsNormConfig::kThreads)
   ptx::wait_for_previous_kernel();
   ptx::allow_next_kernel();
   const RowRange rows = rows_of(args.rows);
+  const RowSpan own = owned_rows(rows.count, args.owners, args.owner);
   int turn = 0;
-  for (int32_t r = blockIdx.x; r < rows.count; r += gridDim.x, turn ^= 1) {
-    const int64_t offset = int64_t{rows.begin + r} * args.hidden;
+  for (int64_t r = own.begin + blockIdx.x; r < own.end; r += gridDim.x, turn ^= 1) {
+    const int64_t offset = (rows.begin + r) * args.hidden;
     const T* x = reinterpret_cast<const T*>(args.x) + offset;
     T* y = reinterpret_cast<T*>(args.y) + offset;
     float sum = 0;
@@ -55,34 +58,64 @@ __global__ void __launch_bounds__(AddRmsNormConfig::kThreads)
   }
 }
 
+LaunchShape norm_shape(const CudaLaunch& launch, int32_t which, int32_t hidden) {
+  const int64_t rows = most_rows(launch.bucket, which);
+  return row_shape(launch, blocks_for(launch, rows, AddRmsNormConfig::kBlocksPerSm),
+                   AddRmsNormConfig::kThreads, norm_shared_bytes(hidden));
+}
+
 }  // namespace
+
+void launch_add_rms_norm(const CudaLaunch& launch, const CudaRank& rank, const AddRmsNorm& norm) {
+  const AddRmsNormArgs args{.rows = {rank.step.counts, norm.which},
+                            .x = norm.x,
+                            .residual = norm.residual,
+                            .weight = norm.weight,
+                            .post_weight = norm.post_weight,
+                            .y = norm.y,
+                            .hidden = norm.hidden,
+                            .eps = norm.eps,
+                            .owners = norm.owned_only ? rank.tp : 1,
+                            .owner = norm.owned_only ? rank.tp_rank() : 0};
+  with_vector_type(norm.dtype, norm.hidden, [&](auto tag, auto width) {
+    nanoweave::launch(add_rms_norm_kernel<typename decltype(tag)::Type, decltype(width)::value>,
+                      norm_shape(launch, norm.which, norm.hidden), launch.stream, args);
+  });
+}
+
+std::vector<CudaFunction> add_rms_norm_functions(DType dtype, int32_t hidden) {
+  return with_vector_type(dtype, hidden, [&](auto tag, auto width) {
+    return std::vector{
+        cuda_function(add_rms_norm_kernel<typename decltype(tag)::Type, decltype(width)::value>,
+                      norm_shared_bytes(hidden))};
+  });
+}
 
 CudaKernel prepare_cuda_add_rms_norm(const OpInstance& op, const CudaPlan&) {
   const BufferDesc& y = op.output(0);
-  const int32_t which = which_rows(y, op.op.part());
   const auto hidden = static_cast<int32_t>(y.cols());
   op.require(hidden <= kMaxNormCols, "rows of more than %lld columns on CUDA",
              static_cast<long long>(kMaxNormCols));
-  const auto eps = static_cast<float>(op.number("eps"));
-  const auto shape = [=](const CudaLaunch& launch) {
-    const int64_t rows = most_rows(launch.bucket, which);
-    return row_shape(launch, blocks_for(launch, rows, AddRmsNormConfig::kBlocksPerSm),
-                     AddRmsNormConfig::kThreads, norm_shared_bytes(hidden));
-  };
-  const auto arguments = [=](const CudaLaunch&, const CudaRank& rank, const CudaOperands& at) {
-    return AddRmsNormArgs{.rows = {rank.step.counts, which},
-                          .x = at.in[0],
-                          .residual = at.out[1],
-                          .weight = reinterpret_cast<const float*>(at.in[2]),
-                          .post_weight = reinterpret_cast<const float*>(at.in[3]),
-                          .y = at.out[0],
-                          .hidden = hidden,
-                          .eps = eps};
-  };
-  return with_vector_type(y.dtype, hidden, [&](auto tag, auto width) {
-    return per_rank(add_rms_norm_kernel<typename decltype(tag)::Type, decltype(width)::value>,
-                    shape, arguments, norm_shared_bytes(hidden));
-  });
+  AddRmsNorm norm{};
+  norm.dtype = y.dtype;
+  norm.hidden = hidden;
+  norm.eps = static_cast<float>(op.number("eps"));
+  norm.which = which_rows(y, op.op.part());
+  return {.launch =
+              [=](const CudaLaunch& launch) {
+                for (size_t i = 0; i < launch.ranks.size(); ++i) {
+                  const CudaOperands& at = launch.operands[i];
+                  AddRmsNorm own = norm;
+                  own.x = at.in[0];
+                  own.residual = at.out[1];
+                  own.weight = reinterpret_cast<const float*>(at.in[2]);
+                  own.post_weight = reinterpret_cast<const float*>(at.in[3]);
+                  own.y = at.out[0];
+                  launch_add_rms_norm(launch, launch.ranks[i], own);
+                }
+              },
+          .workspace_bytes = nullptr,
+          .functions = add_rms_norm_functions(y.dtype, hidden)};
 }
 
 }  // namespace nanoweave

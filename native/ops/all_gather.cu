@@ -9,6 +9,7 @@ namespace {
 
 struct AllGatherConfig {
   static constexpr int kThreads = 512;
+  static constexpr int kBlocksPerSm = 2;
   static_assert(kThreads >= kMaxRanks);
 };
 
@@ -41,30 +42,87 @@ __global__ void __launch_bounds__(AllGatherConfig::kThreads)
   group_barrier<CommPhase::kExit>(args.comm, place);
 }
 
+// After NCCL: x of all ranks lie one after the other, [tp, rows, C].
+struct InterleaveArgs {
+  const std::byte* gathered;
+  std::byte* y;  // the op's first row, [rows, C·tp]
+  int64_t rows;
+  int64_t row_bytes;  // of x
+  int32_t tp;
+};
+
+__global__ void __launch_bounds__(AllGatherConfig::kThreads)
+    interleave_kernel(const __grid_constant__ InterleaveArgs args) {
+  ptx::wait_for_previous_kernel();
+  ptx::allow_next_kernel();
+  const int64_t per_row = args.row_bytes / 16;
+  const int64_t vectors = args.tp * args.rows * per_row;
+  const int64_t stride = int64_t{gridDim.x} * AllGatherConfig::kThreads;
+  for (int64_t i = blockIdx.x * AllGatherConfig::kThreads + threadIdx.x; i < vectors; i += stride) {
+    const int64_t source = i / per_row;  // rank · rows + row
+    const int64_t to = (source % args.rows * args.tp + source / args.rows) * per_row + i % per_row;
+    reinterpret_cast<Vec16*>(args.y)[to] = reinterpret_cast<const Vec16*>(args.gathered)[i];
+  }
+}
+
+// Bytes that NCCL gathers on one rank, in the lane's workspace behind its counters.
+int64_t gathered_bytes(const CollectiveOp& op, int tp, const CudaBucket& bucket) {
+  return most_rows(bucket, op.which) * op.row_bytes * tp;
+}
+
+void launch_nccl(const CudaLaunch& launch, const CollectiveOp& op, const BufferDesc& x) {
+  const int tp = launch.ranks[0].tp;
+  const int64_t bytes = gathered_bytes(op, tp, launch.bucket);
+  std::array<std::byte*, kMaxRanks> gathered{};
+  for (size_t i = 0; i < launch.ranks.size(); ++i)
+    gathered[i] = launch.workspace + kWorkspaceCounterBytes + static_cast<int64_t>(i) * bytes;
+  nccl_all_gather(launch, op.which,
+                  nccl_rows(launch, x, [](const CudaOperands& at) { return at.in[0]; }), gathered);
+  for (size_t i = 0; i < launch.ranks.size(); ++i) {
+    const HostRows rows = host_rows(launch, i, op.which);
+    if (rows.count == 0) continue;
+    const int64_t blocks = (rows.count * op.row_bytes * tp + op.block_bytes - 1) / op.block_bytes;
+    nanoweave::launch(
+        interleave_kernel,
+        row_shape(launch, blocks_for(launch, blocks, AllGatherConfig::kBlocksPerSm),
+                  AllGatherConfig::kThreads),
+        launch.stream,
+        InterleaveArgs{.gathered = gathered[i],
+                       .y = launch.operands[i].out[0] + rows.begin * op.row_bytes * tp,
+                       .rows = rows.count,
+                       .row_bytes = op.row_bytes,
+                       .tp = tp});
+  }
+}
+
 }  // namespace
 
-CudaKernel prepare_cuda_all_gather(const OpInstance& op, const CudaPlan&) {
+CudaKernel prepare_cuda_all_gather(const OpInstance& op, const CudaPlan& plan) {
   const BufferDesc& x = *op.input(0);
   require_vector_rows(op, x);
-  const int32_t which = which_rows(x, op.op.part());
-  const int64_t row_bytes = x.cols() * dtype_bytes(x.dtype);
+  const CollectiveOp collective = collective_op(op, plan, x, AllGatherConfig::kThreads * 16);
+  const bool may_use_nccl = collective.form == CollectiveForm::kNccl || !plan.peer_access;
+  const int local_ranks = std::min(plan.max_local_ranks, op.program.world);
+  std::function workspace = [=, tp = op.program.tp](const CudaDevice&, const CudaBucket& bucket) {
+    return kWorkspaceCounterBytes + local_ranks * gathered_bytes(collective, tp, bucket);
+  };
   return {.launch =
-              [=](const CudaLaunch& launch) {
-                const bool multicast = uses_multicast(launch, false);  // sums nothing
-                const AllGatherArgs args{.comm = comm_args(launch, which),
+              [=, x = x](const CudaLaunch& launch) {
+                const LaunchPlan plan = plan_collective(collective, launch);
+                if (plan.form == CollectiveForm::kNccl) return launch_nccl(launch, collective, x);
+                const AllGatherArgs args{.comm = comm_args(launch, collective.which),
                                          .x = heap_offset(launch, launch.operands[0].in[0]),
                                          .y = heap_offset(launch, launch.operands[0].out[0]),
-                                         .row_bytes = row_bytes};
-                const int64_t vectors = most_rows(launch.bucket, which) * row_bytes / 16;
-                const int64_t work =
-                    (vectors + AllGatherConfig::kThreads - 1) / AllGatherConfig::kThreads;
+                                         .row_bytes = collective.row_bytes};
+                const bool multicast = plan.form == CollectiveForm::kMulticast;
                 nanoweave::launch(multicast ? all_gather_kernel<true> : all_gather_kernel<false>,
-                                  comm_shape(launch, work, AllGatherConfig::kThreads, multicast),
+                                  comm_shape(launch, plan, AllGatherConfig::kThreads),
                                   launch.stream, args);
               },
-          .workspace_bytes = nullptr,
+          .workspace_bytes = may_use_nccl ? std::move(workspace) : nullptr,
           .functions = {cuda_function(all_gather_kernel<false>),
-                        cuda_function(all_gather_kernel<true>)}};
+                        cuda_function(all_gather_kernel<true>), cuda_function(interleave_kernel)},
+          .plan = [=](const CudaLaunch& launch) { return plan_collective(collective, launch); }};
 }
 
 }  // namespace nanoweave

@@ -16,6 +16,7 @@ HostKernel prepare_all_gather(const OpInstance& op) {
   op.require_alike(x, y);
   op.require_same_part();
   op.require_distinct(0, 0);
+  op.collective_form();
 
   return [](const HostRun& run) {
     const Tensor& x = run.in[0];

@@ -17,11 +17,18 @@ struct AllReduceConfig {
   static_assert(kThreads >= kMaxRanks);
 };
 
+// What a rank sums, and where the sums go.
+enum class Share : int32_t {
+  kAll,       // everything, for itself
+  kOwnToAll,  // its share of the vectors, for all
+  kOwnRows,   // the rows it owns, for itself
+};
+
 struct AllReduceArgs {
   CommArgs comm;
   int64_t x, y;       // heap offsets of row 0, bytes
   int64_t row_bytes;  // of x and y
-  bool scatter;       // keep only the owned rows
+  Share share;
 };
 
 // Vectors [begin, end) of the op's rows, spread over the blocks of this rank.
@@ -62,11 +69,11 @@ __global__ void __launch_bounds__(AllReduceConfig::kThreads)
 
   const int tp = args.comm.tp;
   const int64_t vectors = place.rows.count * args.row_bytes / 16;
-  if (args.scatter) {
+  if (args.share == Share::kOwnRows) {
     const RowSpan own = owned_rows(place.rows.count, tp, place.rank - place.first);
     const int64_t per_row = args.row_bytes / 16;
     sum_vectors<T, kMulticast>(args, place, own.begin * per_row, own.end * per_row, false);
-  } else if (all_reduce_in_two_shots(place.rows.count * args.row_bytes, tp)) {
+  } else if (args.share == Share::kOwnToAll) {
     const RowSpan own = owned_rows(vectors, tp, place.rank - place.first);
     sum_vectors<T, kMulticast>(args, place, own.begin, own.end, true);
   } else {
@@ -75,35 +82,49 @@ __global__ void __launch_bounds__(AllReduceConfig::kThreads)
   group_barrier<CommPhase::kExit>(args.comm, place);
 }
 
+struct NcclSum {
+  int32_t which;
+  BufferDesc buffer;  // x and y are alike
+  bool scatter;
+
+  void launch(const CudaLaunch& launch) const {
+    const NcclRows x = nccl_rows(launch, buffer, [](const CudaOperands& at) { return at.in[0]; });
+    const NcclRows y = nccl_rows(launch, buffer, [](const CudaOperands& at) { return at.out[0]; });
+    nccl_sum(launch, which, scatter ? NcclSharing().set() : NcclSharing(), x, y);
+  }
+};
+
 CudaKernel prepare(const OpInstance& op, const CudaPlan& plan, bool scatter) {
   const BufferDesc& y = op.output(0);
   require_vector_rows(op, y);
   op.require(op.op.inputs[0].buffer != op.op.outputs[0].buffer, "x and y must differ");
-  const int32_t which = which_rows(y, op.op.part());
-  const int64_t row_bytes = y.cols() * dtype_bytes(y.dtype);
-  const bool deterministic = plan.deterministic;
+  const CollectiveOp collective =
+      collective_op(op, plan, y, AllReduceConfig::kThreads * 16, /*needs_counts=*/scatter);
+  const NcclSum nccl{.which = collective.which, .buffer = y, .scatter = scatter};
   return with_float_type(y.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     return CudaKernel{
         .launch =
             [=](const CudaLaunch& launch) {
-              const bool multicast = uses_multicast(launch, deterministic);
-              const AllReduceArgs args{.comm = comm_args(launch, which),
+              const LaunchPlan plan = plan_collective(collective, launch);
+              if (plan.form == CollectiveForm::kNccl) return nccl.launch(launch);
+              const bool one_shot = plan.form == CollectiveForm::kOneShot;
+              const bool multicast = plan.form == CollectiveForm::kMulticast;
+              const AllReduceArgs args{.comm = comm_args(launch, collective.which),
                                        .x = heap_offset(launch, launch.operands[0].in[0]),
                                        .y = heap_offset(launch, launch.operands[0].out[0]),
-                                       .row_bytes = row_bytes,
-                                       .scatter = scatter};
-              const int64_t vectors = most_rows(launch.bucket, which) * row_bytes / 16;
-              const int64_t work =
-                  (vectors + AllReduceConfig::kThreads - 1) / AllReduceConfig::kThreads;
+                                       .row_bytes = collective.row_bytes,
+                                       .share = scatter    ? Share::kOwnRows
+                                                : one_shot ? Share::kAll
+                                                           : Share::kOwnToAll};
               nanoweave::launch(
                   multicast ? all_reduce_kernel<T, true> : all_reduce_kernel<T, false>,
-                  comm_shape(launch, work, AllReduceConfig::kThreads, multicast), launch.stream,
-                  args);
+                  comm_shape(launch, plan, AllReduceConfig::kThreads), launch.stream, args);
             },
         .workspace_bytes = nullptr,
         .functions = {cuda_function(all_reduce_kernel<T, false>),
-                      cuda_function(all_reduce_kernel<T, true>)}};
+                      cuda_function(all_reduce_kernel<T, true>)},
+        .plan = [=](const CudaLaunch& launch) { return plan_collective(collective, launch); }};
   });
 }
 

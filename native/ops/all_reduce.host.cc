@@ -16,13 +16,15 @@ HostKernel prepare_all_reduce(const OpInstance& op) {
   op.require_distinct(0, 0);
   op.require(op.program.tp <= kMaxGroupRanks, "groups have at most %d ranks", kMaxGroupRanks);
 
-  return [](const HostRun& run) {
+  const int64_t two_shot_from = plan_sharding(op.collective_form(), op.program.tp);
+
+  return [=](const HostRun& run) {
     const Tensor& x = run.in[0];
     const Tensor& y = run.out[0];
     if (x.rows == 0) return;
     const HostRank& rank = run.rank;
     const VectorKernels& kernels = vector_kernels(rank.isa);
-    const bool two_shot = residual_is_sharded(x.rows, rank.tp);
+    const bool two_shot = x.rows >= two_shot_from;
     const RowSpan rows =
         two_shot ? owned_rows(x.rows, rank.tp, rank.tp_rank()) : RowSpan{0, x.rows};
     const ThreadFloats scratch(rank, x.cols);

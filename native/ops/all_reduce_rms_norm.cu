@@ -11,6 +11,7 @@
 // y written, once in the whole group.
 #include "cuda/comm.cuh"
 #include "cuda/norm_row.cuh"
+#include "ops/add_rms_norm.cuh"
 
 namespace nanoweave {
 
@@ -21,15 +22,13 @@ struct FusedNormConfig {
   static_assert(kThreads >= kMaxRanks);
 };
 
-enum class Form : int32_t { kAuto, kOneShot, kTwoShot };
-
 struct FusedNormArgs {
   CommArgs comm;
   int64_t partial, residual, y;         // heap offsets of row 0, bytes
   const float* weight[kMaxRanks];       // by local rank, [hidden]
   const float* post_weight[kMaxRanks];  // or null
   int32_t hidden;
-  Form form;
+  int64_t sharded_from;  // rows of a step
   float eps;
 };
 
@@ -73,8 +72,7 @@ __global__ void __launch_bounds__(FusedNormConfig::kThreads)
   if (!group_barrier<CommPhase::kEntry>(args.comm, place)) return;
 
   const int tp = args.comm.tp;
-  const bool two_shot =
-      args.form == Form::kAuto ? residual_is_sharded(rows.count, tp) : args.form == Form::kTwoShot;
+  const bool two_shot = rows.count >= args.sharded_from;
   const RowSpan own =
       two_shot ? owned_rows(rows.count, tp, place.rank - place.first) : RowSpan{0, rows.count};
   int turn = 0;
@@ -83,9 +81,33 @@ __global__ void __launch_bounds__(FusedNormConfig::kThreads)
   group_barrier<CommPhase::kExit>(args.comm, place);
 }
 
-Form parse_form(const std::string& form) {
-  if (form == "one_shot") return Form::kOneShot;
-  return form == "two_shot" ? Form::kTwoShot : Form::kAuto;
+// By NCCL: the sums go to y, rounded, then the norm works in place. Where the host knows a step's
+// rows and there are enough of them, a rank gets and normalises those it owns; else every rank does
+// all rows of the bucket.
+void launch_nccl(const CudaLaunch& launch, const LaunchPlan& plan, const BufferDesc& buffer,
+                 int32_t which, float eps) {
+  const NcclRows partial =
+      nccl_rows(launch, buffer, [](const CudaOperands& at) { return at.in[0]; });
+  const NcclRows y = nccl_rows(launch, buffer, [](const CudaOperands& at) { return at.out[0]; });
+  NcclSharing shared;
+  for (size_t i = 0; i < launch.counts.size(); ++i)
+    shared[i] = host_rows(launch, i, which).count >= plan.sharded_from;
+  nccl_sum(launch, which, shared, partial, y);
+  for (size_t i = 0; i < launch.ranks.size(); ++i) {
+    const CudaOperands& at = launch.operands[i];
+    launch_add_rms_norm(launch, launch.ranks[i],
+                        {.x = y.data[i],
+                         .residual = at.out[1],
+                         .weight = reinterpret_cast<const float*>(at.in[2]),
+                         .post_weight = reinterpret_cast<const float*>(at.in[3]),
+                         .y = y.data[i],
+                         .dtype = buffer.dtype,
+                         .hidden = static_cast<int32_t>(buffer.cols()),
+                         .eps = eps,
+                         .which = which,
+                         .owned_only = shared[i]});
+  }
+  nccl_gather_rows(launch, which, shared, y);
 }
 
 }  // namespace
@@ -96,42 +118,46 @@ CudaKernel prepare_cuda_all_reduce_rms_norm(const OpInstance& op, const CudaPlan
   op.require(y.cols() <= kMaxNormCols, "rows of more than %lld columns on CUDA",
              static_cast<long long>(kMaxNormCols));
   op.require(op.op.inputs[0].buffer != op.op.outputs[0].buffer, "partial and y must differ");
-  const int32_t which = which_rows(y, op.op.part());
+  const CollectiveOp collective =
+      collective_op(op, plan, y, y.cols() * dtype_bytes(y.dtype));  // a row per block
   const auto hidden = static_cast<int32_t>(y.cols());
   const auto eps = static_cast<float>(op.number("eps"));
-  const Form form = parse_form(op.string_or("form", "auto"));
-  const bool deterministic = plan.deterministic;
   const int64_t shared_bytes = norm_shared_bytes(hidden);
+  std::vector<CudaFunction> functions = add_rms_norm_functions(y.dtype, hidden);  // after NCCL
 
   return with_float_type(y.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
+    functions.push_back(cuda_function(all_reduce_rms_norm_kernel<T, false>, shared_bytes));
+    functions.push_back(cuda_function(all_reduce_rms_norm_kernel<T, true>, shared_bytes));
     return CudaKernel{
         .launch =
-            [=](const CudaLaunch& launch) {
-              const bool multicast = uses_multicast(launch, deterministic);
-              FusedNormArgs args{.comm = comm_args(launch, which),
+            [=, y = y](const CudaLaunch& launch) {
+              const LaunchPlan plan = plan_collective(collective, launch);
+              if (plan.form == CollectiveForm::kNccl)
+                return launch_nccl(launch, plan, y, collective.which, eps);
+              const bool multicast = plan.form == CollectiveForm::kMulticast;
+              FusedNormArgs args{.comm = comm_args(launch, collective.which),
                                  .partial = heap_offset(launch, launch.operands[0].in[0]),
                                  .residual = heap_offset(launch, launch.operands[0].out[1]),
                                  .y = heap_offset(launch, launch.operands[0].out[0]),
                                  .weight = {},
                                  .post_weight = {},
                                  .hidden = hidden,
-                                 .form = form,
+                                 .sharded_from = plan.sharded_from,
                                  .eps = eps};
               for (size_t i = 0; i < launch.ranks.size(); ++i) {
                 args.weight[i] = reinterpret_cast<const float*>(launch.operands[i].in[2]);
                 args.post_weight[i] = reinterpret_cast<const float*>(launch.operands[i].in[3]);
               }
-              nanoweave::launch(
-                  multicast ? all_reduce_rms_norm_kernel<T, true>
-                            : all_reduce_rms_norm_kernel<T, false>,
-                  comm_shape(launch, most_rows(launch.bucket, which), FusedNormConfig::kThreads,
-                             multicast, static_cast<size_t>(shared_bytes)),
-                  launch.stream, args);
+              nanoweave::launch(multicast ? all_reduce_rms_norm_kernel<T, true>
+                                          : all_reduce_rms_norm_kernel<T, false>,
+                                comm_shape(launch, plan, FusedNormConfig::kThreads,
+                                           static_cast<size_t>(shared_bytes)),
+                                launch.stream, args);
             },
         .workspace_bytes = nullptr,
-        .functions = {cuda_function(all_reduce_rms_norm_kernel<T, false>, shared_bytes),
-                      cuda_function(all_reduce_rms_norm_kernel<T, true>, shared_bytes)}};
+        .functions = functions,
+        .plan = [=](const CudaLaunch& launch) { return plan_collective(collective, launch); }};
   });
 }
 

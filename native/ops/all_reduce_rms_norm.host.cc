@@ -30,11 +30,7 @@ HostKernel prepare_all_reduce_rms_norm(const OpInstance& op) {
   op.require(op.program.tp <= kMaxGroupRanks, "groups have at most %d ranks", kMaxGroupRanks);
   const auto eps = static_cast<float>(op.number("eps"));
   op.require(eps >= 0, "eps is negative");
-  const std::string form = op.string_or("form", "auto");
-  op.require(form == "auto" || form == "one_shot" || form == "two_shot",
-             "form is '%s', not 'auto', 'one_shot' or 'two_shot'", form.c_str());
-  const bool automatic = form == "auto";
-  const bool forced_two_shot = form == "two_shot";
+  const int64_t sharded_from = plan_sharding(op.collective_form(), op.program.tp);
 
   return [=](const HostRun& run) {
     const Tensor& partial = run.in[0];
@@ -45,7 +41,7 @@ HostKernel prepare_all_reduce_rms_norm(const OpInstance& op) {
     const float* weight = floats(run.in[2]);
     const float* post_weight = floats(run.in[3]);
     const VectorKernels& kernels = vector_kernels(rank.isa);
-    const bool two_shot = automatic ? residual_is_sharded(partial.rows, rank.tp) : forced_two_shot;
+    const bool two_shot = partial.rows >= sharded_from;
     const RowSpan rows =
         two_shot ? owned_rows(partial.rows, rank.tp, rank.tp_rank()) : RowSpan{0, partial.rows};
     const ThreadFloats scratch(rank, partial.cols);

@@ -22,6 +22,9 @@ HostKernel prepare_matmul(const OpInstance& op) {
   const std::string bias_on = op.string_or("bias_on", "all");
   op.require(bias_on == "all" || bias_on == "rank0", "bias_on is '%s', not 'all' or 'rank0'",
              bias_on.c_str());
+  const std::string implementation = op.string_or("implementation", "auto");
+  op.require(implementation == "auto" || implementation == "own" || implementation == "cublaslt",
+             "implementation is '%s', not 'auto', 'own' or 'cublaslt'", implementation.c_str());
   const bool first_rank_only = bias_on == "rank0";
 
   return [=](const HostRun& run) {

@@ -259,6 +259,13 @@ void OpInstance::require_same_part() const {
   for (const View& view : op.outputs) check(view);
 }
 
+CollectiveForm OpInstance::collective_form() const {
+  const std::string form = string_or("form", "auto");
+  require(is_collective_form(form),
+          "form is '%s', not 'auto', 'one_shot', 'two_shot', 'multicast' or 'nccl'", form.c_str());
+  return nanoweave::collective_form(form);
+}
+
 void OpInstance::require_in_place(int input, int output) const {
   const View& in = op.inputs[input];
   const View& out = op.outputs[output];
@@ -277,6 +284,19 @@ const OpDef* find_op(std::string_view name) {
   for (const OpDef& def : op_table())
     if (name == def.name) return &def;
   return nullptr;
+}
+
+void refuse_cuda_only(const Program& program) {
+  for (const OpDesc& op : program.ops) {
+    const OpInstance instance{.program = program, .op = op};
+    const std::string form = instance.string_or("form", "auto");
+    instance.require(form != "multicast" && form != "nccl",
+                     "form '%s' is for CUDA; on the CPU 'auto', 'one_shot' or 'two_shot'",
+                     form.c_str());
+    const std::string implementation = instance.string_or("implementation", "auto");
+    instance.require(implementation != "cublaslt",
+                     "implementation 'cublaslt' is for CUDA; on the CPU 'auto' or 'own'");
+  }
 }
 
 HostKernel prepare_host_op(const Program& program, const OpDesc& op) {

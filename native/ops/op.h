@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "comm/host_comm.h"
+#include "comm/launch_plan.h"
 #include "core/error.h"
 #include "core/tensor.h"
 #include "cpu/isa.h"
@@ -102,6 +103,8 @@ struct OpInstance {
   // Row-wise operands name the same part, so that their rows correspond; weights, KV and absent
   // inputs are left out.
   void require_same_part() const;
+  // The attribute `form` of a collective.
+  CollectiveForm collective_form() const;
   // Output `output` is the very view given as input `input`.
   void require_in_place(int input, int output) const;
   // Output `output` is written while input `input` is still read, here or by a peer.
@@ -125,6 +128,9 @@ struct OpDef {
 // All ops, in the order of lib/ops/index.ts.
 std::span<const OpDef> op_table();
 const OpDef* find_op(std::string_view name);
+
+// ERR_PROGRAM for an op that asks for what only CUDA has: a form or an implementation by name.
+void refuse_cuda_only(const Program& program);
 
 // Checks one op of a program against its signature (operands, attributes and their types), then
 // its own contract, and returns its host kernel. ERR_PROGRAM names the op's label.

@@ -16,6 +16,8 @@ HostKernel prepare_reduce_scatter(const OpInstance& op) {
   op.require_distinct(0, 0);
   op.require(op.program.tp <= kMaxGroupRanks, "groups have at most %d ranks", kMaxGroupRanks);
 
+  op.collective_form();
+
   return [](const HostRun& run) {
     const Tensor& x = run.in[0];
     const Tensor& y = run.out[0];

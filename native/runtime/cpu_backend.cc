@@ -83,6 +83,7 @@ int CpuBackend::load_program(Program program) {
   if (program.arena_bytes > config_.heap_bytes)
     fail(ErrorCode::kProgram, "the program needs an arena of %lld bytes, the heap has %lld",
          static_cast<long long>(program.arena_bytes), static_cast<long long>(config_.heap_bytes));
+  refuse_cuda_only(program);
   const int64_t num_slots = program.limits.num_slots;
   // All that can fail comes first: an id stands for a program that runs.
   std::shared_ptr<const LoadedProgram> loaded =

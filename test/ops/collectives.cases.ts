@@ -6,7 +6,8 @@
 
 import { allGather } from '../../lib/ops/all-gather.ts'
 import { allReduce } from '../../lib/ops/all-reduce.ts'
-import { type AllReduceForm, allReduceRmsNorm } from '../../lib/ops/all-reduce-rms-norm.ts'
+import { allReduceRmsNorm } from '../../lib/ops/all-reduce-rms-norm.ts'
+import type { CollectiveForm } from '../../lib/ops/collective-form.ts'
 import { copy } from '../../lib/ops/copy.ts'
 import { reduceScatter } from '../../lib/ops/reduce-scatter.ts'
 import { stall } from '../../lib/ops/stall.ts'
@@ -137,7 +138,7 @@ function allGatherCase(c: CollectiveCase): OpCase {
 }
 
 /** Residual rows that a rank need not keep current are not compared: they hold the old values. */
-function fusedCase(c: CollectiveCase & { form?: AllReduceForm; post?: boolean }): OpCase {
+function fusedCase(c: CollectiveCase & { form?: CollectiveForm; post?: boolean }): OpCase {
   const form = c.form ?? 'auto'
   return {
     name: `${title('all_reduce_rms_norm', c)}, ${form}${c.post ? ', post_weight' : ''}`,
@@ -216,7 +217,7 @@ function repeatedSumCase(rows: number, world: number): OpCase {
 }
 
 /** The same with norms: y of a round is every rank's partial of the next. */
-function repeatedNormCase(rows: number, world: number, form: AllReduceForm): OpCase {
+function repeatedNormCase(rows: number, world: number, form: CollectiveForm): OpCase {
   return {
     name: `all_reduce_rms_norm over and over, ${rows} rows, ${world} ranks, ${form}`,
     make() {

@@ -6,7 +6,8 @@
 import { describe, expect, test } from 'vitest'
 import { STEP_SECTION } from '../../lib/engine/step.ts'
 import { allReduce } from '../../lib/ops/all-reduce.ts'
-import { type AllReduceForm, allReduceRmsNorm } from '../../lib/ops/all-reduce-rms-norm.ts'
+import { allReduceRmsNorm } from '../../lib/ops/all-reduce-rms-norm.ts'
+import type { CollectiveForm } from '../../lib/ops/collective-form.ts'
 import { stall } from '../../lib/ops/stall.ts'
 import type { Dtype } from '../../lib/program/types.ts'
 import { encodeStep, OpRuntime, placeApart, splitIntoParts, usableIsas } from '../support/native.ts'
@@ -17,7 +18,7 @@ const ROWS = 45
 const COLS = 104
 
 interface Run {
-  readonly form: AllReduceForm
+  readonly form: CollectiveForm
   readonly bounds: readonly number[]
   readonly threads: number
 }

@@ -327,5 +327,11 @@ export function createFakeBinding(
       runtimes.push(this)
     }
   }
-  return { describeDevices: () => devices, describeOps: () => [], Runtime, runtimes }
+  return {
+    describeDevices: () => devices,
+    describeLibraries: () => [],
+    describeOps: () => [],
+    Runtime,
+    runtimes,
+  }
 }

@@ -35,22 +35,30 @@ std::string case_name(const Placement& placement, DType dtype, int64_t rows, int
          std::to_string(cols);
 }
 
+void set_form(OpCase& c, const char* form) {
+  c.attrs(std::string(R"({"form": ")") + form + "\"}");
+  if (form != std::string("auto")) c.name += std::string(", ") + form;
+}
+
 OpCase reduce_case(const char* kind, const Placement& placement, DType dtype, int64_t rows,
-                   int64_t cols, Fill fill = Fill::kRandom) {
+                   int64_t cols, const char* form = "auto", Fill fill = Fill::kRandom) {
   OpCase c(case_name(placement, dtype, rows, cols), kind, placement.tp);
   place(c, placement);
   c.in(c.arena("x", dtype, Symbol::kTokens, cols, fill));
   c.out(c.arena("y", dtype, Symbol::kTokens, cols, Fill::kPoison));
+  set_form(c, form);
   c.steps[0].add_tokens(rows, 64);
   c.tolerance = Tolerance::kExact;
   return c;
 }
 
-OpCase gather_case(const Placement& placement, DType dtype, int64_t rows, int64_t cols) {
+OpCase gather_case(const Placement& placement, DType dtype, int64_t rows, int64_t cols,
+                   const char* form = "auto") {
   OpCase c(case_name(placement, dtype, rows, cols), "all_gather", placement.tp);
   place(c, placement);
   c.in(c.arena("x", dtype, Symbol::kTokens, cols));
   c.out(c.arena("y", dtype, Symbol::kTokens, cols * placement.tp, Fill::kPoison));
+  set_form(c, form);
   c.steps[0].add_tokens(rows, 64);
   c.tolerance = Tolerance::kExact;
   return c;
@@ -174,11 +182,14 @@ void add_parts_and_groups(Cases& cases) {
 void add_multicast(Cases& cases) {
   for (const DType dtype : kDTypes) {
     for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{3, 24}, {40, 520}}) {
-      OpCase sum = reduce_case("all_reduce", kPlacements[2], dtype, rows, cols, Fill::kIntegers);
-      OpCase fused = fused_case(kPlacements[5], dtype, rows, cols, "auto", true, Fill::kIntegers);
-      OpCase gather = gather_case(kPlacements[3], dtype, rows, cols);
-      for (OpCase* c : {&sum, &fused, &gather}) {
-        c->name += ", multicast";
+      const char* form = "multicast";
+      OpCase sum =
+          reduce_case("all_reduce", kPlacements[2], dtype, rows, cols, form, Fill::kIntegers);
+      OpCase own =
+          reduce_case("reduce_scatter", kPlacements[4], dtype, rows, cols, form, Fill::kIntegers);
+      OpCase fused = fused_case(kPlacements[5], dtype, rows, cols, form, true, Fill::kIntegers);
+      OpCase gather = gather_case(kPlacements[3], dtype, rows, cols, form);
+      for (OpCase* c : {&sum, &own, &fused, &gather}) {
         c->multicast = true;
         cases.push_back(std::move(*c));
       }
