@@ -9,7 +9,7 @@ set_property(CACHE NANOWEAVE_CUDA PROPERTY STRINGS AUTO ON OFF)
 
 file(GLOB CUDA_KERNELS CONFIGURE_DEPENDS native/ops/*.cu native/cuda/*.cu)
 set(CUDA_HOST_SOURCES native/cuda/step.cc native/cuda/table.cc native/cuda/nccl.cc
-    native/cuda/nccl_collectives.cc)
+    native/cuda/nccl_collectives.cc native/cuda/cublaslt.cc)
 
 # ---- Devices ----------------------------------------------------------------------------------
 
@@ -78,6 +78,13 @@ endforeach()
 file(GLOB EMULATION_SOURCES CONFIGURE_DEPENDS native/cuda/emulation/*.cc native/cuda/check/*.cc)
 add_executable(nanoweave_cuda_emulation EXCLUDE_FROM_ALL ${EMULATED_KERNELS} ${CUDA_HOST_SOURCES}
                ${EMULATION_SOURCES})
+# Doubles of NVIDIA's libraries, opened at run time like the real ones.
+foreach(LIBRARY nccl cublaslt)
+  add_library(nanoweave_${LIBRARY}_double SHARED EXCLUDE_FROM_ALL native/cuda/double/${LIBRARY}.cc)
+  target_include_directories(nanoweave_${LIBRARY}_double PRIVATE native)
+  target_compile_options(nanoweave_${LIBRARY}_double PRIVATE -Wall -Wextra -fvisibility=hidden)
+  add_dependencies(nanoweave_cuda_emulation nanoweave_${LIBRARY}_double)
+endforeach()
 target_compile_definitions(nanoweave_cuda_emulation PRIVATE NANOWEAVE_EMULATION)
 target_compile_options(nanoweave_cuda_emulation PRIVATE -Wno-unknown-pragmas -Wno-restrict -Wno-psabi)
 target_link_libraries(nanoweave_cuda_emulation PRIVATE nanoweave_engine)

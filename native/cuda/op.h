@@ -43,6 +43,7 @@ using CudaStream = emulation::Stream*;
 using CudaStream = CUstream_st*;  // cudaStream_t
 #endif
 
+class CublasLt;
 class NcclWorld;
 
 inline constexpr int kMaxOperands = 4;  // inputs, and outputs, of one op
@@ -103,6 +104,7 @@ struct CudaLaunch {
   int op_index = 0;  // for the fault record
   // This step's sizes, by local rank. Empty: the host does not know them (a captured graph).
   std::span<const StepCounts> counts = {};
+  CublasLt* cublaslt = nullptr;  // this device's; null where the plan says it is missing
   // Collectives only.
   const CommView* comm = nullptr;
   int comm_slot = 0;        // the lane's
@@ -134,8 +136,9 @@ struct CudaKernel {
 struct CudaPlan {
   bool deterministic = false;
   StepPlanConfig step;
-  bool peer_access = true;          // of all devices to all
-  int max_local_ranks = kMaxRanks;  // of a device
+  bool peer_access = true;                            // of all devices to all
+  int max_local_ranks = kMaxRanks;                    // of a device
+  std::string cublaslt_missing = "it is not loaded";  // empty: launches bring it
 };
 
 struct CudaOpDef {

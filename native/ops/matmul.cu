@@ -66,15 +66,16 @@ CudaKernel prepare_cuda_matmul(const OpInstance& op, const CudaPlan& plan) {
   MatmulShape shape = describe(op);
   shape.bias_on_first = op.string_or("bias_on", "all") == "rank0";
   // The tensor-core kernels store x's type or float32.
-  if (shape.constant.y_dtype != shape.constant.x_dtype && shape.constant.y_dtype != DType::kF32)
-    return matmul_simt(shape);
-  return choose_kernel(shape, plan.deterministic);
+  const bool is_common =
+      shape.constant.y_dtype == shape.constant.x_dtype || shape.constant.y_dtype == DType::kF32;
+  return with_cublaslt(op, shape, plan,
+                       is_common ? choose_kernel(shape, plan.deterministic) : matmul_simt(shape));
 }
 
 CudaKernel prepare_cuda_logits(const OpInstance& op, const CudaPlan& plan) {
   MatmulShape shape = describe(op);
   shape.constant.softcap = static_cast<float>(op.number_or("softcap", 0));
-  return choose_kernel(shape, plan.deterministic);
+  return with_cublaslt(op, shape, plan, choose_kernel(shape, plan.deterministic));
 }
 
 }  // namespace nanoweave

@@ -97,4 +97,8 @@ CudaKernel matmul_stream(const MatmulShape& shape);
 // Every dtype and size, float32 multiply-adds. A row's bits do not depend on the number of rows.
 CudaKernel matmul_simt(const MatmulShape& shape);
 
+// `own`, or cuBLASLt where the op asks for it, or where it is there and pays.
+CudaKernel with_cublaslt(const OpInstance& op, const MatmulShape& shape, const CudaPlan& plan,
+                         CudaKernel own);
+
 }  // namespace nanoweave

@@ -197,9 +197,102 @@ void add_multicast(Cases& cases) {
   }
 }
 
+// By NCCL. Without counts all ranks do all rows of the bucket, and keep all of the residual.
+void add_nccl(Cases& cases) {
+  const auto add = [&](OpCase c, bool counts_known, const char* calls = nullptr) {
+    c.nccl = true;
+    c.counts_known = counts_known;
+    if (counts_known) c.name += ", counts";
+    if (calls != nullptr) c.expects_calls = calls;
+    cases.push_back(std::move(c));
+  };
+  for (const DType dtype : kDTypes)
+    for (const int placement : {1, 3, 4}) {
+      const Placement& at = kPlacements[placement];
+      add(reduce_case("all_reduce", at, dtype, 7, 40, "nccl", Fill::kIntegers), false);
+      add(reduce_case("reduce_scatter", at, dtype, 12, 40, "nccl", Fill::kIntegers), true);
+      add(reduce_case("reduce_scatter", at, dtype, 13, 40, "nccl", Fill::kIntegers), true);
+      add(gather_case(at, dtype, 5, 24, "nccl"), false);
+      add(fused_case(at, dtype, 7, 72, "nccl", true), false);
+      add(fused_case(at, dtype, 36, 72, "nccl", false), true);  // shares are equal
+      add(fused_case(at, dtype, 37, 72, "nccl", true), true);   // and not
+      OpCase whole = fused_case(at, dtype, 37, 72, "nccl", false);
+      whole.name += ", whole residual";
+      whole.host_attrs = R"({"eps": 1e-5, "form": "one_shot"})";
+      add(std::move(whole), false);
+    }
+  const Placement& two = kPlacements[4];
+  add(reduce_case("all_reduce", two, DType::kBf16, 3, 16, "nccl", Fill::kIntegers), false,
+      "all_reduce rank 0 count 48 type 9\nall_reduce rank 1 count 48 type 9\n");
+  add(fused_case(two, DType::kF32, 16, 8, "nccl", false), true,
+      "reduce_scatter rank 0 count 64 type 7\nall_gather rank 0 count 64 type 7\n"
+      "reduce_scatter rank 1 count 64 type 7\nall_gather rank 1 count 64 type 7\n");
+  add(fused_case(two, DType::kF16, 17, 8, "nccl", false), true,
+      "reduce rank 0 count 64 type 6 root 0\nreduce rank 0 count 72 type 6 root 1\n"
+      "broadcast rank 0 count 64 type 6 root 0\nbroadcast rank 0 count 72 type 6 root 1\n"
+      "reduce rank 1 count 64 type 6 root 0\nreduce rank 1 count 72 type 6 root 1\n"
+      "broadcast rank 1 count 64 type 6 root 0\nbroadcast rank 1 count 72 type 6 root 1\n");
+  for (const int part : {0, 1, 2}) {  // part 1 is empty
+    OpCase c = fused_case(kPlacements[2], DType::kF16, 50, 40, "nccl", true);
+    c.name += ", part " + std::to_string(part);
+    c.use_part(part, 3);
+    c.steps[0].part_bounds = {0, 41, 41, 50};
+    if (part == 1) c.expects_calls = "";
+    add(c, true);
+    if (part == 1) continue;
+    c.name += ", captured";
+    c.expects_calls.reset();
+    c.expects_error = "form nccl cannot be had here: a part of a captured step";
+    add(std::move(c), false);
+  }
+  // Two groups, one with nothing to do in this step.
+  OpCase groups("two groups, nccl", "all_reduce", 2, 4);
+  groups.devices = {0, 1, 0, 1};
+  groups.device.sm_count = groups.sm_budget = 8;
+  groups.in(groups.arena("x", DType::kF32, Symbol::kTokens, 24, Fill::kIntegers));
+  groups.out(groups.arena("y", DType::kF32, Symbol::kTokens, 24, Fill::kPoison));
+  groups.attrs(R"({"form": "nccl"})");
+  groups.steps[1].add_tokens(9, 64);
+  groups.tolerance = Tolerance::kExact;
+  add(std::move(groups), true);
+  // A device that never starts: the host's deadline ends it for all ranks.
+  for (const char* kind : {"all_reduce", "all_gather"}) {
+    const Placement placement{"4 on two devices, one dead", 4, {0, 0, 1, 1}, {}};
+    OpCase c = kind == std::string("all_gather")
+                   ? gather_case(placement, DType::kBf16, 5, 16, "nccl")
+                   : reduce_case(kind, placement, DType::kBf16, 5, 16, "nccl");
+    c.dead = {false, true};
+    c.expects_fault = true;
+    add(std::move(c), false);
+  }
+}
+
+// Forms that cannot be had are refused by name.
+void add_refusals(Cases& cases) {
+  const auto refuse = [&](OpCase c, const char* error) {
+    c.name += ", refused";
+    c.expects_error = error;
+    cases.push_back(std::move(c));
+  };
+  refuse(reduce_case("all_reduce", kPlacements[1], DType::kF32, 3, 16, "nccl"),
+         "form nccl cannot be had here: NCCL is not loaded");
+  refuse(gather_case(kPlacements[1], DType::kF32, 3, 16, "multicast"),
+         "form multicast cannot be had here: the ranks have no multicast heap");
+  OpCase scatter = reduce_case("reduce_scatter", kPlacements[1], DType::kF32, 3, 16, "nccl");
+  scatter.nccl = true;
+  refuse(std::move(scatter), "no size that NCCL could be told");
+  for (const char* form : {"nccl", "multicast"}) {
+    OpCase c = fused_case(kPlacements[2], DType::kBf16, 9, 16, form, false);
+    c.nccl = c.multicast = c.deterministic = true;
+    refuse(std::move(c), "not deterministic");
+  }
+}
+
 }  // namespace
 
 void add_collective_cases(Cases& cases) {
+  add_nccl(cases);
+  add_refusals(cases);
   for (const Placement& placement : kPlacements)
     for (const DType dtype : kDTypes) {
       cases.push_back(reduce_case("all_reduce", placement, dtype, 1, 8));

@@ -65,9 +65,80 @@ void add_tiles(Cases& cases, const Types& types) {
   }
 }
 
+// Through cuBLASLt: one plan for two runs.
+OpCase cublaslt_case(const Types& types, int64_t rows, int64_t n, int64_t k, bool bias,
+                     const std::string& calls) {
+  OpCase c = matmul_case(types, rows, n, k, bias);
+  c.name += " cublaslt";
+  c.attrs(R"({"implementation": "cublaslt"})");
+  c.cublaslt = true;
+  c.repeats = 2;
+  c.expects_calls = "plan " + calls + "\nmatmul " + calls + "\nmatmul " + calls + "\n";
+  return c;
+}
+
+void add_cublaslt_cases(Cases& cases) {
+  const Types bf16{DType::kBf16, DType::kBf16, DType::kBf16};
+  const Types f16{DType::kF16, DType::kF16, DType::kF16};
+  const Types f32{DType::kF32, DType::kF32, DType::kF32};
+  cases.push_back(cublaslt_case(bf16, 1, 16, 8, false, "1x16x8 type 14 to 14"));
+  cases.push_back(cublaslt_case(bf16, 37, 67, 72, true, "37x67x72 type 14 to 14 bias"));
+  cases.push_back(cublaslt_case(f16, 33, 130, 40, true, "33x130x40 type 2 to 2 bias"));
+  cases.push_back(cublaslt_case(f32, 41, 29, 77, true, "41x29x77 type 0 to 0 bias"));
+  cases.push_back(cublaslt_case({DType::kBf16, DType::kBf16, DType::kF32}, 35, 40, 24, true,
+                                "35x40x24 type 14 to 0 bias"));
+  OpCase budget = cublaslt_case(bf16, 40, 32, 16, false, "40x32x16 type 14 to 14 sms 3");
+  budget.sm_budget = 3;
+  cases.push_back(std::move(budget));
+  // Left to itself: many rows take it, few do not, nor does anything it cannot serve.
+  const auto automatic = [&](OpCase c, const char* calls) {
+    c.name += " auto";
+    c.cublaslt = true;
+    c.expects_calls = calls;
+    cases.push_back(std::move(c));
+  };
+  automatic(matmul_case(bf16, 33, 16, 16, false),
+            "plan 33x16x16 type 14 to 14\nmatmul 33x16x16 type 14 to 14\n");
+  automatic(matmul_case(bf16, 32, 16, 16, false), "");
+  automatic(matmul_case({DType::kF32, DType::kBf16, DType::kF32}, 40, 16, 16, false), "");
+  automatic(logits_case(DType::kBf16, 40, 16, 16, 4), "");
+  automatic(logits_case(DType::kBf16, 40, 16, 16, 0),
+            "plan 40x16x16 type 14 to 0\nmatmul 40x16x16 type 14 to 0\n");
+  OpCase own = matmul_case(bf16, 40, 16, 16, false);
+  own.attrs(R"({"implementation": "own"})");
+  automatic(std::move(own), "");
+  OpCase deterministic = matmul_case(bf16, 40, 16, 16, false);
+  deterministic.deterministic = true;
+  automatic(std::move(deterministic), "");
+  // A part, with sizes and without.
+  for (const bool counts_known : {true, false}) {
+    OpCase part = cublaslt_case(bf16, 60, 24, 16, true, "15x24x16 type 14 to 14 bias");
+    part.use_part(1, 3);
+    part.steps[0].part_bounds = {0, 40, 55, 60};
+    part.counts_known = counts_known;
+    if (!counts_known) part.expects_error = "has no size that cuBLASLt could be told";
+    cases.push_back(std::move(part));
+  }
+  // Refused by name.
+  const auto refused = [&](OpCase c, const char* error) {
+    c.name += " refused";
+    c.expects_error = error;
+    cases.push_back(std::move(c));
+  };
+  OpCase missing = cublaslt_case(bf16, 40, 16, 16, false, "");
+  missing.cublaslt = false;
+  refused(std::move(missing), "cublaslt cannot be had here: the case has none");
+  OpCase pinned = cublaslt_case(bf16, 40, 16, 16, false, "");
+  pinned.deterministic = true;
+  refused(std::move(pinned), "not deterministic");
+  refused(cublaslt_case({DType::kF32, DType::kBf16, DType::kF32}, 40, 16, 16, false, ""),
+          "different types");
+}
+
 }  // namespace
 
 void add_matmul_cases(Cases& cases) {
+  add_cublaslt_cases(cases);
   for (const DType dtype : {DType::kBf16, DType::kF16}) {
     const Types types{dtype, dtype, dtype};
     cases.push_back(matmul_case(types, 1, 16, 8, false));

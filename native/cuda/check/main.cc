@@ -9,6 +9,8 @@
 #include <map>
 #include <string>
 
+#include "cuda/check/doubles.h"
+#include "cuda/check/library_checks.h"
 #include "cuda/check/op_case.h"
 
 namespace {
@@ -58,6 +60,12 @@ int main(int argc, char** argv) {
   std::signal(SIGSEGV, report_crash);
   std::signal(SIGBUS, report_crash);
 #endif
+  use_doubles();
+  int failed = 0;
+  for (const std::string& wrong : run_library_checks()) {
+    ++failed;
+    std::printf("WRONG %s\n", wrong.c_str());
+  }
   Cases cases;
   add_row_cases(cases);
   add_attention_cases(cases);
@@ -70,7 +78,6 @@ int main(int argc, char** argv) {
     double error = 0;
   };
   std::map<std::string, Row> table;
-  int failed = 0;
   for (const OpCase& op_case : cases) {
     const std::string label = op_case.program.ops.back().kind + " " + op_case.name;
     if (label.find(options.filter) == std::string::npos) continue;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,6 +55,12 @@ struct OpCase {
   CudaDevice device{.ordinal = 0, .arch = 90, .sm_count = 4, .max_shared_bytes = 227 << 10};
   bool deterministic = false;
   bool multicast = false;
+  bool nccl = false;                         // launches bring communicators of the double
+  bool cublaslt = false;                     // launches bring a handle of the double
+  bool counts_known = false;                 // launches bring the step's sizes
+  std::optional<std::string> expects_calls;  // of the doubles, a line each
+  std::string expects_error;                 // part of the message with which it is refused
+  std::string host_attrs;                    // of the host op, where they differ; JSON
   int sm_budget = 4;
   int repeats = 1;  // launches of the op, all compared at the end
   Tolerance tolerance = Tolerance::kClose;

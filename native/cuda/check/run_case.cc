@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <chrono>
 #include <cmath>
@@ -11,6 +12,7 @@
 #include <thread>
 
 #include "cpu/matmul.h"
+#include "cuda/check/doubles.h"
 #include "cuda/check/guarded.h"
 #include "cuda/check/op_case.h"
 #include "cuda/emulation/machine.h"
@@ -52,9 +54,12 @@ class CaseRun {
                      std::vector<std::vector<std::byte>>& packed) const;
 
   void run_cuda();
+  void open_doubles(const std::vector<int>& device_of);
+  void run_machine();
   void compare(CaseResult& result) const;
   void compare_samples(CaseResult& result) const;
   bool check_fault(CaseResult& result) const;
+  bool check_calls(CaseResult& result) const;
   CudaBucket bucket() const;
 
   const OpCase& case_;
@@ -72,6 +77,11 @@ class CaseRun {
   std::vector<GuardedMemory> slot_params_, slot_counts_, slot_bias_, slot_allowed_, step_memory_;
   std::vector<std::vector<GuardedMemory>> results_;  // [rank]: sampled, logprobs, tokens, logprobs
   std::vector<GuardedMemory> workspaces_;
+  EmulatedSideStreams side_streams_;
+  std::unique_ptr<NcclWorld> nccl_;
+  std::unique_ptr<CublasLt> cublaslt_;
+  std::string nccl_error_;  // what the deadline found
+  std::string calls_;       // of the doubles
   std::array<DeviceFault, kMaxRanks> faults_{};
   uint32_t abort_ = 0;
 };
@@ -260,7 +270,9 @@ void CaseRun::run_host_rank(int rank_index, HostComm& comm) {
   const GroupStep& step = step_->groups[rank.group()];
   rank.slots->apply(step);
   for (const OpDesc& op : program_.ops) {
-    const HostKernel kernel = prepare_host_op(program_, op);
+    OpDesc host_op = op;
+    if (!case_.host_attrs.empty()) host_op.attrs = Json::parse(case_.host_attrs);
+    const HostKernel kernel = prepare_host_op(program_, host_op);
     std::vector<std::vector<std::byte>> packed;
     std::vector<Tensor> in, out;
     for (const View& view : op.inputs) in.push_back(host_tensor(view, rank_index, step, packed));
@@ -411,6 +423,8 @@ void CaseRun::run_cuda() {
     max_local_ranks = std::max(max_local_ranks, ranks[device_of[rank]].size());
   }
 
+  open_doubles(device_of);
+  plan.cublaslt_missing = case_.cublaslt ? "" : "the case has none";
   std::vector<emulation::Stream> streams(num_devices);
   for (int device = 0; device < num_devices; ++device) {
     emulation::Stream* stream = &streams[device];
@@ -434,6 +448,10 @@ void CaseRun::run_cuda() {
     for (size_t index = 0; index < program_.ops.size(); ++index) {
       const OpDesc& op = program_.ops[index];
       const CudaKernel kernel = prepare_cuda_op(program_, op, plan);
+      std::vector<StepCounts> counts;
+      if (case_.counts_known)
+        for (const CudaRank& rank : ranks[device])
+          counts.push_back(headers[rank.rank / rank.tp].counts);
       std::vector<CudaOperands> operands;
       for (const CudaRank& rank : ranks[device]) {
         CudaOperands& at = operands.emplace_back();
@@ -457,14 +475,61 @@ void CaseRun::run_cuda() {
                        .sm_budget = case_.sm_budget,
                        .workspace = workspaces_.back().data(),
                        .op_index = static_cast<int>(index),
+                       .counts = counts,
+                       .cublaslt = cublaslt_.get(),
                        .comm = &comm,
                        .comm_slot = 1,
-                       .max_local_ranks = static_cast<int>(max_local_ranks)});
+                       .max_local_ranks = static_cast<int>(max_local_ranks),
+                       .nccl = nccl_.get()});
     }
   }
-  machine.run();
+  run_machine();
   for (const emulation::Multicast& range : machine.multicasts()) munmap(range.base, range.bytes);
   machine.multicasts().clear();
+}
+
+void CaseRun::open_doubles(const std::vector<int>& device_of) {
+  if (case_.nccl)
+    nccl_ = std::make_unique<NcclWorld>(nccl_double().library,
+                                        NcclOptions{.tp = program_.tp,
+                                                    .devices = device_of,
+                                                    .timeout = std::chrono::milliseconds(10'000),
+                                                    .max_blocks = 0,
+                                                    .set_device = [](int) {},
+                                                    .side_streams = side_streams_.make()});
+  if (case_.cublaslt) cublaslt_ = std::make_unique<CublasLt>(cublaslt_double().library);
+  if (case_.nccl) nccl_double().log();
+  if (case_.cublaslt) cublaslt_double().log();
+}
+
+// With communicators a rank that never comes is for the host to notice: past the deadline it looks
+// for the cause and aborts all of them.
+void CaseRun::run_machine() {
+  std::atomic<bool> is_over{false};
+  std::thread watch;
+  if (case_.nccl)
+    watch = std::thread([&] {
+      const auto deadline = std::chrono::steady_clock::now() +
+                            (case_.expects_fault ? std::chrono::milliseconds(100)
+                                                 : std::chrono::milliseconds(60'000));
+      while (!is_over && std::chrono::steady_clock::now() < deadline)
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (is_over) return;
+      try {
+        nccl_->check();
+        nccl_error_ = "late";
+      } catch (const EngineError& error) {
+        nccl_error_ =
+            std::string(error_code_name(error.code)) + " rank " + std::to_string(error.rank);
+      }
+      nccl_->abort();
+      side_streams_.give_up();
+    });
+  emulation::Machine::instance().run();
+  is_over = true;
+  if (watch.joinable()) watch.join();
+  if (case_.nccl) calls_ += nccl_double().log();
+  if (case_.cublaslt) calls_ += cublaslt_double().log();
 }
 
 // ---- Comparison ---------------------------------------------------------------------------------
@@ -600,7 +665,16 @@ void CaseRun::compare_samples(CaseResult& result) const {
   }
 }
 
+bool CaseRun::check_calls(CaseResult& result) const {
+  if (case_.nccl && nccl_error_.empty() == case_.expects_fault)
+    result.message = case_.expects_fault ? "no communicator failed" : "NCCL: " + nccl_error_;
+  if (case_.expects_calls && calls_ != *case_.expects_calls)
+    result.message = "the calls were:\n" + calls_;
+  return result.message.empty();
+}
+
 bool CaseRun::check_fault(CaseResult& result) const {
+  if (case_.nccl) return true;  // check_calls()
   const auto is_dead = [&](int rank) {
     return case_.dead.empty() ? rank == program_.world - 1 : bool{case_.dead[case_.devices[rank]]};
   };
@@ -630,7 +704,7 @@ CaseResult CaseRun::run() {
     return result;
   }
   run_cuda();
-  if (check_fault(result) && !case_.expects_fault && case_.compare) {
+  if (check_calls(result) && check_fault(result) && !case_.expects_fault && case_.compare) {
     compare(result);
     for (const OpDesc& op : program_.ops)
       if (op.kind == "sample") compare_samples(result);
@@ -643,8 +717,14 @@ CaseResult CaseRun::run() {
 
 CaseResult run_case(const OpCase& op_case, uint64_t seed) {
   try {
-    return CaseRun(op_case, seed).run();
+    CaseResult result = CaseRun(op_case, seed).run();
+    if (!op_case.expects_error.empty())
+      result = {.ok = false, .message = "it was not refused", .error = 0};
+    return result;
   } catch (const std::exception& error) {
+    if (!op_case.expects_error.empty() &&
+        std::string(error.what()).find(op_case.expects_error) != std::string::npos)
+      return {.ok = true, .message = {}, .error = 0};
     return {.ok = false, .message = error.what(), .error = 0};
   }
 }
