@@ -9,7 +9,7 @@ set_property(CACHE NANOWEAVE_CUDA PROPERTY STRINGS AUTO ON OFF)
 
 file(GLOB CUDA_KERNELS CONFIGURE_DEPENDS native/ops/*.cu native/cuda/*.cu)
 set(CUDA_HOST_SOURCES native/cuda/step.cc native/cuda/table.cc native/cuda/nccl.cc
-    native/cuda/nccl_collectives.cc native/cuda/cublaslt.cc)
+    native/cuda/nccl_collectives.cc native/cuda/cublaslt.cc native/cuda/multicast_heap.cc)
 
 # ---- Devices ----------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ if(NANOWEAVE_HAS_CUDA)
       endif()
     endif()
   endif()
-  file(GLOB CUDART_SOURCES CONFIGURE_DEPENDS native/cuda/cudart/*.cc)
+  file(GLOB CUDART_SOURCES CONFIGURE_DEPENDS native/cuda/cudart/*.cc native/cuda/abi_check/*.cc)
   add_library(nanoweave_cuda OBJECT EXCLUDE_FROM_ALL ${CUDA_KERNELS} ${CUDA_HOST_SOURCES}
               ${CUDART_SOURCES})
   set_target_properties(nanoweave_cuda PROPERTIES CUDA_ARCHITECTURES "${NANOWEAVE_CUDA_ARCHITECTURES}"

@@ -1,10 +1,12 @@
 // What goes wrong with NCCL's communicators: ranks that never become ready, versions that cannot do
-// what is asked, errors that come later.
+// what is asked, errors that come later; and when heaps can be had behind a multicast address.
 #include "cuda/check/library_checks.h"
 
 #include <cstdlib>
 
 #include "cuda/check/doubles.h"
+#include "cuda/emulation/machine.h"
+#include "cuda/multicast_heap.h"
 
 namespace nanoweave::check {
 
@@ -87,6 +89,36 @@ void check_refusals(Expectations& expect, const NcclDouble& nccl) {
   expect.same("enabled", NcclWorld::refuse(nccl.library, options_for({0, 0}, 2)), "");
 }
 
+void check_multicast_heap(Expectations& expect) {
+  std::string why;
+  const auto create = [&](std::vector<int> devices) {
+    return MulticastHeap::create(devices, 4096, why);
+  };
+  unsetenv("NANOWEAVE_EMULATION_MULTICAST");
+  create({0, 1});
+  expect.contains("two ranks", why, "gain nothing");
+  create({0, 1, 0});
+  expect.contains("a shared device", why, "several ranks share cuda:0");
+  create({0, 1, 2});
+  expect.contains("devices without", why, "have no multicast");
+  setenv("NANOWEAVE_EMULATION_MULTICAST", "1", 1);
+  const emulation::Machine& machine = emulation::Machine::instance();
+  std::byte* address = nullptr;
+  {
+    const auto heap = create({0, 1, 2});
+    expect.same("devices with it", why, "");
+    if (heap == nullptr) return;
+    address = heap->multicast();
+    const auto range = machine.find_multicast(address + 4080, 16);
+    if (!range || range->heaps.size() != 3 || range->heaps[2] != heap->heap(2))
+      expect.wrong.push_back("the multicast address does not stand for the heaps");
+    if (machine.find_multicast(address + 4081, 16))
+      expect.wrong.push_back("the multicast range is too long");
+  }
+  if (machine.find_multicast(address, 16))
+    expect.wrong.push_back("the multicast range outlives its heaps");
+}
+
 }  // namespace
 
 std::vector<std::string> run_library_checks() {
@@ -97,6 +129,7 @@ std::vector<std::string> run_library_checks() {
   check_init_deadline(expect, nccl);
   check_later_error(expect, nccl);
   check_refusals(expect, nccl);
+  check_multicast_heap(expect);
   return expect.wrong;
 }
 

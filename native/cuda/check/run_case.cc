@@ -344,7 +344,6 @@ GuardedMemory zeroed(int64_t count) {
 void CaseRun::run_cuda() {
   emulation::Machine& machine = emulation::Machine::instance();
   machine.seed(seed_);
-  machine.multicasts().clear();
   const Limits& limits = program_.limits;
   const int world = program_.world;
   std::vector<int> device_of = case_.devices;
@@ -375,6 +374,7 @@ void CaseRun::run_cuda() {
     comm.heaps[rank] = cuda_.heaps[rank].data();
     comm.pads[rank] = pad;
   }
+  std::vector<emulation::Multicast> multicasts;
   if (case_.multicast)
     for (int first = 0; first < world; first += program_.tp) {
       void* base = mmap(nullptr, static_cast<size_t>(heap_bytes_), PROT_NONE,
@@ -386,7 +386,8 @@ void CaseRun::run_cuda() {
         range.heaps.push_back(comm.heaps[rank]);
         comm.multicast[rank] = range.base;
       }
-      machine.multicasts().push_back(range);
+      machine.add_multicast(range);
+      multicasts.push_back(range);
     }
   comm.abort = &abort_;
   comm.faults = faults_.data();
@@ -426,6 +427,10 @@ void CaseRun::run_cuda() {
   open_doubles(device_of);
   plan.cublaslt_missing = case_.cublaslt ? "" : "the case has none";
   std::vector<emulation::Stream> streams(num_devices);
+  // A launch that is refused leaves what was enqueued before it.
+  struct DropRest {
+    ~DropRest() { emulation::Machine::instance().drop_everything(); }
+  } const drop_rest;
   for (int device = 0; device < num_devices; ++device) {
     emulation::Stream* stream = &streams[device];
     if (device < static_cast<int>(case_.late_us.size()))
@@ -484,8 +489,10 @@ void CaseRun::run_cuda() {
     }
   }
   run_machine();
-  for (const emulation::Multicast& range : machine.multicasts()) munmap(range.base, range.bytes);
-  machine.multicasts().clear();
+  for (const emulation::Multicast& range : multicasts) {
+    machine.remove_multicast(range.base);
+    munmap(range.base, range.bytes);
+  }
 }
 
 void CaseRun::open_doubles(const std::vector<int>& device_of) {

@@ -255,6 +255,23 @@ void Machine::drop_everything() {
   streams_.clear();
 }
 
+void Machine::add_multicast(Multicast range) {
+  const std::lock_guard lock(multicasts_mutex_);
+  multicasts_.push_back(std::move(range));
+}
+
+void Machine::remove_multicast(const std::byte* base) {
+  const std::lock_guard lock(multicasts_mutex_);
+  std::erase_if(multicasts_, [&](const Multicast& range) { return range.base == base; });
+}
+
+std::optional<Multicast> Machine::find_multicast(const std::byte* address, size_t bytes) const {
+  const std::lock_guard lock(multicasts_mutex_);
+  for (const Multicast& range : multicasts_)
+    if (address >= range.base && address + bytes <= range.base + range.bytes) return range;
+  return std::nullopt;
+}
+
 void Machine::yield() {
   ready_.push_back(running_);
   fibers_.suspend();

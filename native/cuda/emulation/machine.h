@@ -15,6 +15,8 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <source_location>
 #include <stdexcept>
 #include <string>
@@ -157,11 +159,18 @@ class Machine {
   }
 
   void enqueue(Stream* stream, std::unique_ptr<Grid> grid);
+  // Forgets everything enqueued; the streams must still be there.
+  void drop_everything();
   // Runs everything enqueued; throws the first failure, and then nothing is left in any stream.
   void run();
 
   uint64_t clock_ns() const { return clock_ns_; }
-  std::vector<Multicast>& multicasts() { return multicasts_; }
+
+  // Any thread.
+  void add_multicast(Multicast range);
+  void remove_multicast(const std::byte* base);
+  // The range that holds `bytes` bytes from `address`.
+  std::optional<Multicast> find_multicast(const std::byte* address, size_t bytes) const;
 
   // Called by running threads.
   Thread& self() { return *running_; }
@@ -199,7 +208,6 @@ class Machine {
   void release_warp(uint32_t mask);
   void check_nobody_waits_for(Thread& exiting);
   std::string describe_stuck() const;
-  void drop_everything();
 
   static void thread_main(void* argument);
 
@@ -210,6 +218,7 @@ class Machine {
   std::vector<std::unique_ptr<Block>> spare_blocks_;
   bool blocks_finished_ = false;  // since start_blocks() last looked
   std::vector<Thread*> ready_;
+  mutable std::mutex multicasts_mutex_;
   std::vector<Multicast> multicasts_;
   Thread* running_ = nullptr;
   uint64_t clock_ns_ = 0;

@@ -167,23 +167,23 @@ inline float reciprocal(float x) { return 1.0f / x; }
 
 // The multicast range that holds an address, and the address's offset in it.
 struct MulticastPlace {
-  const emulation::Multicast* range;
+  emulation::Multicast range;
   size_t offset;
 };
 inline MulticastPlace find_multicast(const void* address, const Where& where) {
   Machine& machine = Machine::instance();
   const auto* byte = static_cast<const std::byte*>(address);
-  for (const emulation::Multicast& range : machine.multicasts())
-    if (byte >= range.base && byte + 16 <= range.base + range.bytes)
-      return {&range, static_cast<size_t>(byte - range.base)};
-  machine.fail("a multicast access outside every multicast range", where);
+  std::optional<emulation::Multicast> range = machine.find_multicast(byte, sizeof(Vec16));
+  if (!range) machine.fail("a multicast access outside every multicast range", where);
+  const auto offset = static_cast<size_t>(byte - range->base);
+  return {std::move(*range), offset};
 }
 
 template <typename T>
 Vec16 multicast_load_reduce(const void* from, Where where = Where::current()) {
   const MulticastPlace place = find_multicast(from, where);
   float total[kPerVec16<T>] = {};
-  for (const std::byte* heap : place.range->heaps) {
+  for (const std::byte* heap : place.range.heaps) {
     float values[kPerVec16<T>];
     unpack<T>(*reinterpret_cast<const Vec16*>(heap + place.offset), values);
     for (int i = 0; i < kPerVec16<T>; ++i) total[i] += values[i];
@@ -193,7 +193,7 @@ Vec16 multicast_load_reduce(const void* from, Where where = Where::current()) {
 
 inline void multicast_store(void* to, const Vec16& v, Where where = Where::current()) {
   const MulticastPlace place = find_multicast(to, where);
-  for (std::byte* heap : place.range->heaps) store_remote(heap + place.offset, v);
+  for (std::byte* heap : place.range.heaps) store_remote(heap + place.offset, v);
 }
 
 }  // namespace nanoweave::ptx
