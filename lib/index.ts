@@ -1,6 +1,7 @@
 /** nanoweave: the public library. Everything a program may import is named here. */
 
 export { Engine } from './engine/engine.ts'
+export { type Replay, replayEventLog } from './engine/event-log.ts'
 export type {
   ChatMessage,
   CloseOptions,

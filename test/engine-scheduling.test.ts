@@ -5,9 +5,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
 import { Engine } from '../lib/engine/engine.ts'
-import { hashPlanWords, readEventLog } from '../lib/engine/event-log.ts'
+import { readEventLog, replayEventLog } from '../lib/engine/event-log.ts'
 import { BUDGETS, ORDERS } from '../lib/scheduler/policies/index.ts'
-import { replayEvents } from '../lib/scheduler/replay.ts'
 import { fakeContinuation } from './support/fake-binding.ts'
 import { codeOf, FOLDER, kvBytes, open, prompt, turns, VOCAB } from './support/fake-engine.ts'
 
@@ -140,7 +139,7 @@ describe('the event log', () => {
       expect(engine.stats().preemptions).toBeGreaterThan(0)
     }
     const events = await readEventLog(eventLog)
-    const replay = replayEvents(events, { hash: hashPlanWords })
+    const replay = await replayEventLog(eventLog)
     expect(replay.firstDifference).toBe(-1)
     expect(replay.numSteps).toBeGreaterThan(50)
     expect(events.filter((event) => event.type === 'add')).toHaveLength(16)

@@ -1,7 +1,7 @@
 /**
  * EventLogFile: streams a scheduler's events to a file, one JSON value a line (`--event-log FILE`), and
  * reads them back. Writing never blocks a step: when the disk does not keep up, the log ends with a
- * line that says so. A log that cannot be written fails the request to open it, not the engine.
+ * line that says so. A file that cannot be opened fails the load.
  */
 
 import { createHash } from 'node:crypto'
@@ -10,6 +10,9 @@ import { createReadStream, createWriteStream, type WriteStream } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { EngineError } from '../errors.ts'
 import type { SchedulerEvent } from '../scheduler/event-log.ts'
+import { type Replay, replayEvents } from '../scheduler/replay.ts'
+
+export type { Replay } from '../scheduler/replay.ts'
 
 const MAX_BUFFERED_BYTES = 64 * 2 ** 20
 
@@ -81,4 +84,9 @@ export async function readEventLog(path: string): Promise<SchedulerEvent[]> {
     throw new EngineError('ERR_IO', `the event log ${path} cannot be read`, { cause: error })
   }
   return events
+}
+
+/** Plans a recorded log again with the same scheduler; `firstDifference` is -1 when nothing differs. */
+export async function replayEventLog(path: string): Promise<Replay> {
+  return replayEvents(await readEventLog(path), { hash: hashPlanWords })
 }

@@ -24,6 +24,7 @@ import { createStepCosts, DEFAULT_PRIOR, type StepCosts } from './costs.ts'
 import { SequenceMemory } from './memory.ts'
 import { appendToPlan, clearPlan, createPlan, type StepPlan } from './plan.ts'
 import type { AdmissionRefusal, EndReason } from './policy.ts'
+import { Preemption } from './preemption.ts'
 import { type ProgramAccount, Programs } from './programs.ts'
 import { BlockProjection } from './projection.ts'
 import { computeTarget, confirmToken, recordDecision, type Sequence } from './sequence.ts'
@@ -48,16 +49,12 @@ export class Scheduler {
   readonly #minChunk: number
 
   readonly #waiting: WaitingQueue
-  /** In order of arrival; considered before #waiting. */
-  readonly #preempted: Sequence[] = []
   /** In order of admission; those that have left are dropped at the next plan. */
   readonly #running: Sequence[] = []
-  /** Ending or preempting: wait for steps in flight to settle. */
-  readonly #departing: Sequence[] = []
+  readonly #preemption: Preemption
   readonly #freePlans: StepPlan[] = []
   /** Of the step being planned: sequences that compute more than one token. */
   readonly #prefills: Sequence[] = []
-  readonly #candidates: Sequence[] = []
   readonly #orderState = { nowMs: 0, plannedTokens: 0, expectedOutput: 0 }
   readonly #probe: (sequence: Sequence) => void
   #probesLeft = 0
@@ -66,7 +63,6 @@ export class Scheduler {
   #nextStep = 0
   #numRunning = 0
   #someLeft = false
-  #preemptions = 0
   #droppedTokens = 0
 
   constructor(config: SchedulerConfig) {
@@ -79,6 +75,7 @@ export class Scheduler {
     this.#swap = new SwapSpace(config.numHostBlocks ?? 0, config.blockSize)
     this.#admission = new Admission(config, this.#memory, this.#projection, this.#swap)
     this.#costs = config.costs ?? createStepCosts(config.costPrior ?? DEFAULT_PRIOR)
+    this.#preemption = new Preemption(config, this.#memory, this.#swap, this.#costs)
     this.#waiting = new WaitingQueue(config.policy.order, config.starvationMs ?? STARVATION_MS)
     this.#probe = (sequence) => {
       this.#probesLeft -= this.#memory.probe(sequence, this.#probesLeft)
@@ -95,7 +92,7 @@ export class Scheduler {
 
   /** Sequences that have not ended, in flight ones included. */
   get numUnfinished(): number {
-    return this.#numRunning + this.#waiting.size + this.#preempted.length + this.#departing.length
+    return this.#numRunning + this.#numWaiting() + this.#preemption.departing.length
   }
 
   /** A sequence waits for its caller to release it. */
@@ -111,8 +108,8 @@ export class Scheduler {
   stats(): SchedulerStats {
     return {
       running: this.#numRunning,
-      waiting: this.#waiting.size + this.#preempted.length,
-      preemptions: this.#preemptions,
+      waiting: this.#numWaiting(),
+      preemptions: this.#preemption.count,
       swapsOut: this.#swap.numSwapsOut,
       swapsIn: this.#swap.numSwapsIn,
       hostBlocksUsed: this.#swap.host.numUsed,
@@ -130,9 +127,10 @@ export class Scheduler {
 
   /** How many came before it and wait too; -1: it does not wait. */
   queuePosition(sequence: Sequence): number {
-    if (sequence.state === 'preempted') return this.#preempted.indexOf(sequence)
+    const { queue } = this.#preemption
+    if (sequence.state === 'preempted') return queue.indexOf(sequence)
     if (sequence.state !== 'waiting') return -1
-    return this.#preempted.length + this.#waiting.position(sequence)
+    return queue.length + this.#waiting.position(sequence)
   }
 
   /**
@@ -143,7 +141,7 @@ export class Scheduler {
     requireFits(sequence, this.config)
     const { maxNumSeqs, maxWaiting } = this.config
     // What could run at once does not count as waiting, though no step has admitted it yet.
-    const ahead = this.#numRunning + this.#preempted.length + this.#waiting.size
+    const ahead = this.#numRunning + this.#numWaiting()
     if (ahead >= maxNumSeqs + maxWaiting)
       throw new EngineError(
         'ERR_QUEUE_FULL',
@@ -168,10 +166,10 @@ export class Scheduler {
         this.#waiting.remove(sequence)
         break
       case 'preempted':
-        this.#preempted.splice(this.#preempted.indexOf(sequence), 1)
+        remove(this.#preemption.queue, sequence)
         break
       case 'preempting':
-        this.#departing.splice(this.#departing.indexOf(sequence), 1)
+        remove(this.#preemption.departing, sequence)
         break
       case 'running':
         this.#numRunning--
@@ -181,12 +179,8 @@ export class Scheduler {
     this.config.observer?.ended(sequence, reason)
     recordDecision(sequence, reason, this.#nextStep)
     if (reason === 'finished') this.#observeFinished(sequence)
-    if (sequence.inFlight > 0) {
-      sequence.state = 'ending'
-      this.#departing.push(sequence)
-    } else {
-      this.#free(sequence)
-    }
+    if (sequence.inFlight > 0) this.#preemption.depart(sequence, 'ending')
+    else this.#free(sequence)
   }
 
   /**
@@ -200,12 +194,15 @@ export class Scheduler {
     this.#orderState.expectedOutput = this.#projection.meanOutput
     this.#memory.pins.expire(nowMs)
     this.#dropDeparted()
-    const preempted = this.#makeRoomForDecodes()
+    const preempted = this.#preemption.makeRoom(this.#running, plan.id)
+    this.#numRunning -= preempted
+    if (preempted > 0) this.#someLeft = true
+    this.#dropDeparted()
     this.#budget.begin(this.config.maxNumBatchedTokens, this.config.maxRows)
     const stalled = this.#planDecodes(plan, nowMs)
     this.#limitPrefills(plan)
     this.#continuePrefills()
-    if (!preempted && !stalled) this.#admitAll(plan)
+    if (preempted === 0 && !stalled) this.#admitAll(plan)
     this.#planPrefills(plan, nowMs)
     if (plan.numSeqs === 0) {
       this.config.observer?.planned(nowMs, undefined)
@@ -243,13 +240,11 @@ export class Scheduler {
       }
       this.#memory.enterBlocks(sequence)
       if (sequence.inFlight > 0) continue
-      if (sequence.state === 'ending') {
-        this.#departing.splice(this.#departing.indexOf(sequence), 1)
-        this.#free(sequence)
-      } else if (sequence.state === 'preempting') {
-        this.#departing.splice(this.#departing.indexOf(sequence), 1)
-        this.#requeue(sequence)
-      }
+      const { state } = sequence
+      if (state !== 'ending' && state !== 'preempting') continue
+      remove(this.#preemption.departing, sequence)
+      if (state === 'ending') this.#free(sequence)
+      else this.#preemption.requeue(sequence, this.#nextStep)
     }
   }
 
@@ -270,42 +265,6 @@ export class Scheduler {
     }
     running.length = kept
     this.#someLeft = false
-  }
-
-  /**
-   * Preempts until the blocks that caught-up sequences need are there, or will be once steps in
-   * flight settle (those sequences then miss a step). True: something was preempted.
-   */
-  #makeRoomForDecodes(): boolean {
-    const { pool, pins } = this.#memory
-    if (this.#running.length <= pool.numAvailable) return false
-    let needed = 0
-    for (let i = 0; i < this.#running.length; i++) {
-      if (this.#memory.needsBlock(this.#running[i])) needed++
-    }
-    while (needed > pool.numAvailable && pins.breakOldest());
-    if (needed <= pool.numAvailable) return false
-    let coming = 0
-    for (const sequence of this.#departing) coming += this.#memory.ownBlocks(sequence)
-    const candidates = this.#candidates
-    candidates.length = 0
-    for (const sequence of this.#running) {
-      if (isExhausted(sequence)) coming += this.#memory.ownBlocks(sequence)
-      else candidates.push(sequence)
-    }
-    let preempted = false
-    while (needed > pool.numAvailable + coming && candidates.length > 0) {
-      const index = this.config.policy.victim.pick(candidates)
-      const victim = candidates[index]
-      candidates.splice(index, 1)
-      if (this.#memory.needsBlock(victim)) needed--
-      if (victim.inFlight > 0) coming += this.#memory.ownBlocks(victim)
-      this.#preempt(victim)
-      preempted = true
-    }
-    candidates.length = 0
-    this.#dropDeparted()
-    return preempted
   }
 
   /** True: a sequence missed the step for want of a block. */
@@ -339,8 +298,7 @@ export class Scheduler {
   #limitPrefills(plan: StepPlan): void {
     const { maxNumBatchedTokens, policy } = this.config
     const numDecodes = plan.numSeqs
-    let pendingTokens = this.#waiting.numTokens
-    for (const { numTokens, hostTokens } of this.#preempted) pendingTokens += numTokens - hostTokens
+    let pendingTokens = this.#waiting.numTokens + this.#preemption.pendingTokens
     for (const sequence of this.#prefills)
       pendingTokens += computeTarget(sequence) - sequence.numComputed
     const tokens = policy.budget.tokens({
@@ -391,7 +349,8 @@ export class Scheduler {
   }
 
   #nextCandidate(plan: StepPlan): Sequence | undefined {
-    if (this.#preempted.length > 0) return this.#preempted[0]
+    const { queue } = this.#preemption
+    if (queue.length > 0) return queue[0]
     // Ordering what waits costs more than the reason is worth when nobody can be admitted.
     const refusal = this.#whyNot()
     if (refusal === undefined) return this.#waiting.next(this.#orderState, this.#probe)
@@ -409,7 +368,7 @@ export class Scheduler {
 
   /** An admitted sequence runs, and shares the step's budget. */
   #start(sequence: Sequence): void {
-    if (sequence.state === 'preempted') this.#preempted.shift()
+    if (sequence.state === 'preempted') this.#preemption.queue.shift()
     else this.#waiting.remove(sequence)
     sequence.state = 'running'
     this.#running.push(sequence)
@@ -432,45 +391,6 @@ export class Scheduler {
 
   // ---- leaving ----
 
-  #preempt(sequence: Sequence): void {
-    recordDecision(sequence, 'preempted', this.#nextStep)
-    sequence.numPreemptions++
-    this.#preemptions++
-    this.#numRunning--
-    this.#someLeft = true
-    if (sequence.inFlight > 0) {
-      sequence.state = 'preempting'
-      this.#departing.push(sequence)
-    } else {
-      this.#requeue(sequence)
-    }
-  }
-
-  #requeue(sequence: Sequence): void {
-    if (this.#wantsSwap(sequence) && this.#swap.swapOut(sequence))
-      recordDecision(sequence, 'swapped_out', this.#nextStep)
-    this.#memory.releaseBlocks(sequence)
-    sequence.numComputed = 0
-    sequence.numSettled = 0
-    sequence.state = 'preempted'
-    let at = this.#preempted.length
-    while (at > 0 && this.#preempted[at - 1].id > sequence.id) at--
-    this.#preempted.splice(at, 0, sequence)
-  }
-
-  #wantsSwap(sequence: Sequence): boolean {
-    const count = this.#swap.blocksOf(sequence)
-    if (count === 0 || count > this.#swap.host.numFree) return false
-    const tokens = sequence.numSettled
-    const idle = this.#costs.predictMs(0, 0, 0)
-    return (
-      this.config.policy.victim.form({
-        recomputeMs: this.#costs.predictMs(tokens, (tokens * (tokens + 1)) / 2, 0) - idle,
-        copyMs: this.#costs.predictMs(0, 0, 2 * count) - idle,
-      }) === 'swap'
-    )
-  }
-
   #observeFinished(sequence: Sequence): void {
     if (sequence.kind === 'generate')
       this.#projection.observeOutput(sequence.numConfirmed - sequence.promptLen)
@@ -487,14 +407,14 @@ export class Scheduler {
   }
 
   #hasWaiting(): boolean {
-    return this.#preempted.length > 0 || this.#waiting.size > 0
+    return this.#numWaiting() > 0
+  }
+
+  #numWaiting(): number {
+    return this.#preemption.queue.length + this.#waiting.size
   }
 }
 
-/** Everything it will ever compute is planned. */
-function isExhausted(sequence: Sequence): boolean {
-  return (
-    computeTarget(sequence) === sequence.numComputed &&
-    (sequence.kind !== 'generate' || sequence.numTokens === sequence.maxLen)
-  )
+function remove(sequences: Sequence[], sequence: Sequence): void {
+  sequences.splice(sequences.indexOf(sequence), 1)
 }

@@ -119,9 +119,8 @@ export interface Sequence {
   refusedStep: number
   refusedAvailable: number
   readonly decisions: DecisionRecord[]
-  /** Neighbours in the waiting queue, its key in the policy's order, and its place in the heap. */
-  waitsAfter: Sequence | undefined
-  waitsBefore: Sequence | undefined
+  /** Its place in the waiting queue, its key where the order's are fixed, and its place in the heap. */
+  waitIndex: number
   orderKey: number
   heapIndex: number
   /** What the prefix cache knew of it when last looked up; see SequenceView.foundTokens. */
@@ -175,8 +174,7 @@ export function createSequence(options: SequenceOptions): Sequence {
     refusedStep: -1,
     refusedAvailable: 0,
     decisions: [],
-    waitsAfter: undefined,
-    waitsBefore: undefined,
+    waitIndex: -1,
     orderKey: 0,
     heapIndex: -1,
     probe: { root: options.cacheRoot, hashes: NO_BLOCKS, numHashed: 0, numFound: 0 },

@@ -1,9 +1,9 @@
 /**
- * WaitingQueue: sequences that wait for their first admission, in order of arrival (a linked list
- * through the sequences) and in the order of a policy. Fixed keys live in a heap. Others are computed
- * when a step admits: one pass finds the first few, which is more than most steps admit.
- * A sequence that has waited `starvationMs` is first whatever the policy says, oldest before younger:
- * that is the bound on starvation.
+ * WaitingQueue: sequences that wait for their first admission, in order of arrival (an array with
+ * holes) and in the order of a policy. Fixed keys live in a heap. Others are computed when a step
+ * admits: one pass finds the first few, which is more than most steps admit. A sequence that has
+ * waited `starvationMs` is first whatever the policy says, oldest before younger: that is the bound
+ * on starvation.
  */
 
 import type { OrderPolicy, OrderState } from './policy.ts'
@@ -12,17 +12,22 @@ import { SequenceHeap } from './sequence-heap.ts'
 
 /** Sequences that one pass finds. */
 const MAX_FIRST = 16
+/** Holes that are not worth closing. */
+const FEW_HOLES = 64
 
 export class WaitingQueue {
   readonly #order: OrderPolicy
   readonly #starvationMs: number
   readonly #heap = new SequenceHeap()
-  #head: Sequence | undefined
-  #tail: Sequence | undefined
+  /** In order of arrival; undefined: has left. An array, because a pass over it is what costs. */
+  readonly #arrivals: (Sequence | undefined)[] = []
+  /** Index of the oldest. */
+  #head = 0
   #size = 0
   #numTokens = 0
-  /** Keys that change: the first in order, as of this step. */
+  /** Keys that change: the first in order, as of this step, and their keys. */
   readonly #first: Sequence[] = []
+  readonly #firstKeys = new Float64Array(MAX_FIRST)
 
   constructor(order: OrderPolicy, starvationMs: number) {
     this.#order = order
@@ -33,7 +38,7 @@ export class WaitingQueue {
     return this.#size
   }
   get oldest(): Sequence | undefined {
-    return this.#head
+    return this.#arrivals[this.#head]
   }
   /** Of all that wait. */
   get numTokens(): number {
@@ -42,10 +47,8 @@ export class WaitingQueue {
 
   /** Ids ascend. */
   push(sequence: Sequence, state: OrderState): void {
-    sequence.waitsAfter = this.#tail
-    if (this.#tail === undefined) this.#head = sequence
-    else this.#tail.waitsBefore = sequence
-    this.#tail = sequence
+    if (this.#arrivals.length > 2 * this.#size + FEW_HOLES) this.#closeHoles()
+    sequence.waitIndex = this.#arrivals.push(sequence) - 1
     this.#size++
     this.#numTokens += sequence.numTokens
     if (!this.#order.isFixed) return
@@ -54,13 +57,10 @@ export class WaitingQueue {
   }
 
   remove(sequence: Sequence): void {
-    const { waitsAfter: previous, waitsBefore: next } = sequence
-    if (previous === undefined) this.#head = next
-    else previous.waitsBefore = next
-    if (next === undefined) this.#tail = previous
-    else next.waitsAfter = previous
-    sequence.waitsAfter = undefined
-    sequence.waitsBefore = undefined
+    const arrivals = this.#arrivals
+    arrivals[sequence.waitIndex] = undefined
+    sequence.waitIndex = -1
+    while (this.#head < arrivals.length && arrivals[this.#head] === undefined) this.#head++
     this.#size--
     this.#numTokens -= sequence.numTokens
     if (sequence.heapIndex >= 0) this.#heap.remove(sequence)
@@ -75,7 +75,8 @@ export class WaitingQueue {
 
   /** The oldest has waited so long that it goes first. */
   isOverdue(nowMs: number): boolean {
-    return this.#head !== undefined && nowMs - this.#head.arrivalMs >= this.#starvationMs
+    const { oldest } = this
+    return oldest !== undefined && nowMs - oldest.arrivalMs >= this.#starvationMs
   }
 
   /**
@@ -83,9 +84,8 @@ export class WaitingQueue {
    * orders with `usesPrefix` read.
    */
   next(state: OrderState, probe: (sequence: Sequence) => void): Sequence {
-    const head = this.#head as Sequence
     const { isFixed, maxWaiting = Number.POSITIVE_INFINITY } = this.#order
-    if (this.isOverdue(state.nowMs) || this.#size > maxWaiting) return head
+    if (this.isOverdue(state.nowMs) || this.#size > maxWaiting) return this.oldest as Sequence
     if (isFixed) return this.#heap.first
     if (this.#first.length === 0) this.#findFirst(state, probe)
     return this.#first[0]
@@ -94,27 +94,44 @@ export class WaitingQueue {
   /** How many arrived before it and still wait. */
   position(sequence: Sequence): number {
     let position = 0
-    for (let other = sequence.waitsAfter; other !== undefined; other = other.waitsAfter) position++
+    for (let i = this.#head; i < sequence.waitIndex; i++)
+      if (this.#arrivals[i] !== undefined) position++
     return position
   }
 
   /** One pass over all that wait, for those that the next admissions of this step will ask for. */
   #findFirst(state: OrderState, probe: (sequence: Sequence) => void): void {
     const order = this.#order
+    const arrivals = this.#arrivals
     const first = this.#first
-    for (let at = this.#head; at !== undefined; at = at.waitsBefore) {
-      if (order.usesPrefix) probe(at)
-      const key = order.key(at, state)
-      at.orderKey = key
+    const keys = this.#firstKeys
+    for (let i = this.#head; i < arrivals.length; i++) {
+      const sequence = arrivals[i]
+      if (sequence === undefined) continue
+      if (order.usesPrefix) probe(sequence)
+      const key = order.key(sequence, state)
       // In order of arrival: among equals the first stays in front.
-      if (first.length === MAX_FIRST) {
-        if (first[MAX_FIRST - 1].orderKey <= key) continue
-        first.pop()
+      if (first.length === MAX_FIRST && keys[MAX_FIRST - 1] <= key) continue
+      let index = Math.min(first.length, MAX_FIRST - 1)
+      for (; index > 0 && keys[index - 1] > key; index--) {
+        first[index] = first[index - 1]
+        keys[index] = keys[index - 1]
       }
-      let index = first.length
-      first.push(at)
-      for (; index > 0 && first[index - 1].orderKey > key; index--) first[index] = first[index - 1]
-      first[index] = at
+      first[index] = sequence
+      keys[index] = key
     }
+  }
+
+  #closeHoles(): void {
+    const arrivals = this.#arrivals
+    let kept = 0
+    for (let i = this.#head; i < arrivals.length; i++) {
+      const sequence = arrivals[i]
+      if (sequence === undefined) continue
+      sequence.waitIndex = kept
+      arrivals[kept++] = sequence
+    }
+    arrivals.length = kept
+    this.#head = 0
   }
 }
