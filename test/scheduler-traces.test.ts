@@ -207,6 +207,12 @@ function runTrace(seed: number, steps: number): TraceResult {
     return planned
   }
   const stops = () => random.int(0, 15) === 0
+  /** Masks become known some time after their token, as from another thread. */
+  const resume = (share: number) => {
+    for (const sequence of all)
+      if (sequence.isHeld && sequence.numConfirmed === sequence.numTokens && random.next() < share)
+        driver.scheduler.resume(sequence)
+  }
   const settle = () => {
     const { numTokens } = driver.inFlight[0]
     finish(driver.settle(stops, random.int(0, 4) === 0 ? 0 : 0.2 + 0.1 * numTokens))
@@ -226,6 +232,7 @@ function runTrace(seed: number, steps: number): TraceResult {
         driver.scheduler.end(victim, 'finished')
       }
     }
+    resume(0.4)
     if (driver.inFlight.length < depth) plan()
     if (driver.inFlight.length === depth || (driver.inFlight.length > 0 && random.int(0, 1) === 0))
       settle()
@@ -234,8 +241,11 @@ function runTrace(seed: number, steps: number): TraceResult {
   // Whatever is left ends within a bounded number of steps.
   for (let step = 0; driver.scheduler.numUnfinished > 0; step++) {
     if (step === 4000) expect(driver.scheduler.numUnfinished).toBe(0)
+    resume(0.7)
     const planned = driver.inFlight.length < depth ? plan() : undefined
-    if (planned === undefined) settle()
+    if (planned === undefined && driver.inFlight.length > 0) settle()
+    else if (planned === undefined && !driver.scheduler.hasHeld)
+      expect(driver.scheduler.numUnfinished).toBe(0)
   }
   while (driver.inFlight.length > 0) settle()
   checkPool(driver, all)
@@ -254,6 +264,7 @@ function addRandom(driver: Driver, random: Random): Sequence | undefined {
       priority: random.int(0, 2),
       ...(random.int(0, 2) > 0 && { program: `program ${random.int(0, 3)}` }),
       ...(random.int(0, 2) === 0 && { tpotTargetMs: random.int(1, 4) }),
+      isConstrained: kind === 'generate' && random.int(0, 4) === 0,
       pinTtlMs: random.int(0, 3) === 0 ? random.int(1, 40) : 0,
       salt: random.int(0, 5) === 0 ? 'other' : '',
     })
@@ -321,11 +332,15 @@ describe('Scheduler on random traces', () => {
     const seed = 7
     const { events } = runTrace(seed, 60)
     const options = { hash: hashWords, policy: policyOf(seed) }
-    const at = events.findIndex((event) => event.type === 'add' && event.maxTokens > 3)
-    const changed = events.map((event, i) =>
-      i === at && event.type === 'add' ? { ...event, prompt: event.prompt.slice(1) } : event,
-    )
-    expect(replayEvents(changed, options).firstDifference).toBeGreaterThan(at)
+    const adds = events.flatMap((event, index) => (event.type === 'add' ? [index] : []))
+    const noticed = adds.filter((at) => {
+      const changed = events.map((event, index) =>
+        index === at && event.type === 'add' ? { ...event, prompt: [...event.prompt, 1] } : event,
+      )
+      return replayEvents(changed, options).firstDifference > at
+    })
+    // Some requests are cancelled before a step names them.
+    expect(noticed.length).toBeGreaterThan(adds.length / 2)
     const hashes = (list: readonly SchedulerEvent[]) => replayEvents(list, options).hashes
     expect(hashes(events)).toEqual(hashes(events))
     expect(new Set(hashes(events)).size).toBe(hashes(events).length)

@@ -3,20 +3,21 @@
 import { EngineError } from '../errors.ts'
 import { readGrammar } from '../grammar/grammar.ts'
 import { GrammarPool } from '../grammar/pool.ts'
+import type { Sequence } from '../scheduler/sequence.ts'
 import type { EngineParts } from './assemble.ts'
 import type { Constraint } from './jobs.ts'
 import type { GenerateRequest } from './types.ts'
 
 export class Constraints {
   readonly #parts: Pick<EngineParts, 'tokenizer' | 'eosTokenIds' | 'info'>
-  readonly #onReleased: () => void
+  readonly #onReleased: (sequence: Sequence) => void
   #pool: GrammarPool | undefined
   #isClosed = false
 
-  /** `onReleased`: a sequence that was held may be planned again. */
+  /** `onReleased`: it is known what may follow; the sequence may be planned again. */
   constructor(
     parts: Pick<EngineParts, 'tokenizer' | 'eosTokenIds' | 'info'>,
-    onReleased: () => void,
+    onReleased: (sequence: Sequence) => void,
   ) {
     this.#parts = parts
     this.#onReleased = onReleased

@@ -94,7 +94,10 @@ export class Engine implements AsyncDisposable {
       toError: toEngineError,
       onEnd: (job, reason) => this.#onEnd(job, reason),
     })
-    this.#constraints = new Constraints(parts, () => this.#loop.wake())
+    this.#constraints = new Constraints(parts, (sequence) => {
+      this.#scheduler.resume(sequence)
+      this.#loop.wake()
+    })
   }
 
   /** Undefined: the folder has no tokenizer.json, and requests need `tokens`. */

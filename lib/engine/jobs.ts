@@ -31,7 +31,7 @@ export interface GenerateSink {
 export interface Constraint {
   readonly matcher: Matcher
   /** The sequence may be planned again. */
-  readonly onReleased: () => void
+  readonly onReleased: (sequence: Sequence) => void
 }
 
 export class GenerateJob implements Job {
@@ -102,10 +102,7 @@ export class GenerateJob implements Job {
   /** Held since the step was planned; released once it is known what may follow `token`. */
   #constrain(token: number): void {
     const { sequence } = this
-    this.#constraint?.matcher.accept(token, () => {
-      sequence.isHeld = false
-      this.#constraint?.onReleased()
-    })
+    this.#constraint?.matcher.accept(token, () => this.#constraint?.onReleased(sequence))
   }
 
   #logprob(result: StepResult, row: number): TokenLogprob | undefined {

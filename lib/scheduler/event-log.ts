@@ -41,7 +41,9 @@ export type SchedulerEvent =
       readonly arrivalMs: number
       readonly cacheRoot: readonly number[]
       readonly readsCache: boolean
+      readonly isConstrained: boolean
     }
+  | { readonly type: 'resume'; readonly id: number }
   | { readonly type: 'end'; readonly id: number; readonly reason: EndReason }
   /** `hash`: of what was planned; null: nothing. */
   | { readonly type: 'plan'; readonly nowMs: number; readonly hash: string | null }
@@ -99,8 +101,10 @@ export function createEventRecorder(
         arrivalMs: sequence.arrivalMs,
         cacheRoot: Array.from(sequence.cacheRoot),
         readsCache: sequence.readsCache,
+        isConstrained: sequence.isConstrained,
       })
     },
+    resumed: (sequence) => write({ type: 'resume', id: sequence.id }),
     ended: (sequence, reason) => write({ type: 'end', id: sequence.id, reason }),
     planned: (nowMs, plan) =>
       write({ type: 'plan', nowMs, hash: plan === undefined ? null : hashPlan(plan) }),

@@ -6,6 +6,8 @@ import type { Sequence } from './sequence.ts'
 
 export interface SchedulerObserver {
   added(sequence: Sequence): void
+  /** It was held, and has not ended. */
+  resumed(sequence: Sequence): void
   /** It had not ended before. */
   ended(sequence: Sequence, reason: EndReason): void
   /** `plan`: what was planned; its sequences are as the step finds them. */

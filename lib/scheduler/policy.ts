@@ -33,6 +33,7 @@ export type AdmissionRefusal =
   | 'wait_prefill_backlog' // enough prompts are partly computed
   | 'wait_budget' // the step has no tokens left
   | 'wait_slot' // no sampling slot is free
+  | 'wait_held' // swapped out, and what its next token may be is not known yet
   | 'wait_blocks' // its prompt does not fit beside the reserve
   | 'wait_projected_peak' // it fits now, but what runs is expected to need the blocks
 

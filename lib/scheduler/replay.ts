@@ -57,9 +57,11 @@ export function replayEvents(events: Iterable<SchedulerEvent>, options: ReplayOp
         scheduler.add(sequence)
         break
       }
+      case 'resume':
+        scheduler.resume(find(sequences, event.id, index))
+        break
       case 'end': {
-        const sequence = sequences.get(event.id)
-        if (sequence === undefined) throw malformed(index, `there is no sequence ${event.id}`)
+        const sequence = find(sequences, event.id, index)
         sequences.delete(event.id)
         scheduler.end(sequence, event.reason)
         break
@@ -110,6 +112,12 @@ function readSequence(
     cacheRoot: Int32Array.from(cacheRoot),
     ...(tpotTargetMs !== null && { tpotTargetMs }),
   })
+}
+
+function find(sequences: ReadonlyMap<number, Sequence>, id: number, index: number): Sequence {
+  const sequence = sequences.get(id)
+  if (sequence === undefined) throw malformed(index, `there is no sequence ${id}`)
+  return sequence
 }
 
 function malformed(index: number, why: string): EngineError {

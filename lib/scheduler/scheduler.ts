@@ -95,10 +95,17 @@ export class Scheduler {
     return this.#numRunning + this.#numWaiting() + this.#preemption.departing.length
   }
 
-  /** A sequence waits for its caller to release it. */
+  /** A sequence waits for its caller to call `resume`. */
   get hasHeld(): boolean {
     const isHeld = (sequence: Sequence) => sequence.isHeld
-    return this.#running.some(isHeld) || this.#preempted.some(isHeld)
+    return this.#running.some(isHeld) || this.#preemption.queue.some(isHeld)
+  }
+
+  /** A held sequence may be planned again. */
+  resume(sequence: Sequence): void {
+    if (!sequence.isHeld || sequence.state === 'ending' || sequence.state === 'ended') return
+    sequence.isHeld = false
+    this.config.observer?.resumed(sequence)
   }
 
   get numFreeSlots(): number {
@@ -349,8 +356,13 @@ export class Scheduler {
   }
 
   #nextCandidate(plan: StepPlan): Sequence | undefined {
-    const { queue } = this.#preemption
-    if (queue.length > 0) return queue[0]
+    const [preempted] = this.#preemption.queue
+    if (preempted !== undefined) {
+      // Copied back, it would have nothing to compute.
+      if (!preempted.isHeld || preempted.hostCount === 0) return preempted
+      recordDecision(preempted, 'wait_held', plan.id)
+      return undefined
+    }
     // Ordering what waits costs more than the reason is worth when nobody can be admitted.
     const refusal = this.#whyNot()
     if (refusal === undefined) return this.#waiting.next(this.#orderState, this.#probe)

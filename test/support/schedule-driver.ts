@@ -45,6 +45,7 @@ export interface AddOptions {
   readonly salt?: string
   readonly tpotTargetMs?: number
   readonly pinTtlMs?: number
+  readonly isConstrained?: boolean
 }
 
 /** Not for keeping secrets: enough to tell plans apart. */
@@ -86,6 +87,7 @@ export class Driver {
       ...(options.program !== undefined && { program: this.scheduler.program(options.program) }),
       tpotTargetMs: options.tpotTargetMs ?? Number.POSITIVE_INFINITY,
       pinTtlMs: options.pinTtlMs ?? 0,
+      isConstrained: options.isConstrained ?? false,
       arrivalMs: this.now,
       cacheRoot: this.scheduler.prefixCache.root('model', options.salt ?? ''),
       readsCache: options.readsCache ?? kind === 'generate',
