@@ -18,6 +18,7 @@ export { renderHtml } from './html.ts'
 export { backendOf } from './placement.ts'
 export { countWrong, formatReport } from './report.ts'
 export type { BenchContext, BenchReport, BenchSuite } from './suite.ts'
+export { tuneHardware } from './tune.ts'
 
 export const BENCH_SUITES: readonly BenchSuite[] = [
   engineSuite,

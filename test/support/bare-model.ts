@@ -14,6 +14,7 @@ import { compileModel, type Model } from '../../lib/models/index.ts'
 import type { CompiledModel } from '../../lib/models/types.ts'
 import type { NativeRuntime } from '../../lib/native/binding.ts'
 import { loadBinding } from '../../lib/native/load.ts'
+import type { LaneMode } from '../../lib/program/passes/lanes.ts'
 import { TEST_DEVICE } from './device.ts'
 
 export interface BareOptions {
@@ -23,6 +24,9 @@ export interface BareOptions {
   readonly parts: readonly number[]
   readonly maxTokens: number
   readonly maxModelLen?: number
+  /** How parts trail each other and share lanes. */
+  readonly stagger?: number
+  readonly lanes?: LaneMode
 }
 
 const BLOCK_SIZE = 16
@@ -80,6 +84,8 @@ export class BareModel {
       compileModel(model, {
         tensorParallel: options.tp,
         parts,
+        ...(options.stagger !== undefined && { stagger: options.stagger }),
+        ...(options.lanes !== undefined && { lanes: options.lanes }),
         precision: options.precision ?? 'f32',
         limits: {
           maxTokens: options.maxTokens,

@@ -8,6 +8,7 @@ import path from 'node:path'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import type { BenchContext, BenchSuite } from '../../bench/index.ts'
 import { EngineError } from '../../errors.ts'
+import { hardwarePreset } from '../../planner/presets.ts'
 import { EXIT_FAILED } from '../exit-codes.ts'
 import type { Interrupt } from '../interrupt.ts'
 import { parseNumber } from '../options.ts'
@@ -17,6 +18,7 @@ import { registerBenchServe } from './bench-serve.ts'
 
 interface BenchFlags {
   readonly list?: true
+  readonly tune?: string | true
   readonly ranks: number
   readonly threads: number
   readonly device: string
@@ -74,6 +76,28 @@ function formatSuites(suites: readonly BenchSuite[]): string {
     .join('')
 }
 
+/** Measures this machine for the planner; prints the tune file, or writes it. */
+async function runTune(flags: BenchFlags, tune: string | true, signal: AbortSignal): Promise<void> {
+  const { tuneHardware, backendOf } = await import('../../bench/index.ts')
+  const { ranks, threads, device, dtype, quiet, cache } = flags
+  if (backendOf(device) !== 'cpu') {
+    throw new EngineError(
+      'ERR_UNSUPPORTED_OPTION',
+      'bench --tune measures the CPU; for a GPU take a preset (nanoweave plan --list-presets)',
+    )
+  }
+  const rounds = Math.min(flags.rounds, 3)
+  const context = {
+    ...{ ranks, threads, device, dtype, rounds, quiet, signal },
+    cacheDirectory: cache,
+    log: note,
+  }
+  const hardware = await tuneHardware(context, hardwarePreset('cpu'))
+  const document = `${JSON.stringify(hardware, null, 2)}\n`
+  if (tune === true || tune === '-') return writeOut(document)
+  await saveFile(tune, document)
+}
+
 async function runBench(
   name: string | undefined,
   flags: BenchFlags,
@@ -81,6 +105,7 @@ async function runBench(
 ): Promise<void> {
   const bench = await import('../../bench/index.ts')
   if (flags.list === true) return writeOut(formatSuites(bench.BENCH_SUITES))
+  if (flags.tune !== undefined) return runTune(flags, flags.tune, signal)
   if (name === undefined) {
     throw new EngineError('ERR_USAGE', 'name a suite; `nanoweave bench --list` shows them')
   }
@@ -121,6 +146,7 @@ export function registerBench(program: Command, { signal }: Interrupt): void {
     .summary('measure an op or the whole engine')
     .description('Verifies one bench suite, then measures it against the machine and a baseline.')
     .option('--list', 'the suites and their sizes')
+    .option('--tune [FILE]', 'measure this machine for `plan --hardware FILE` (default: to stdout)')
     .option('--ranks <W>', 'ranks', parseCount, 1)
     .option(
       '--threads <N>',
