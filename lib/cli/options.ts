@@ -60,7 +60,7 @@ function parseNanoBatches(text: string): 'auto' | number {
   return Number(text)
 }
 
-/** What commander gives for addEngineOptions. */
+/** What commander gives for addEngineOptions and addSchedulerOptions. */
 export interface EngineFlags {
   readonly tp?: number
   readonly ep?: number
@@ -96,6 +96,12 @@ export function addEngineOptions(command: Command): Command {
     .option('--deterministic', 'results independent of the batch')
     .option('--max-model-len <N>', 'longest prompt and output, tokens', parsePositive)
     .option('--kv-cache-bytes <N>', 'size of the KV cache: 2000000000, 2GB, 2GiB', parseBytes)
+    .option('--threads <N>', 'CPU threads of all ranks together', parsePositive)
+}
+
+/** For commands that serve many requests at once. */
+export function addSchedulerOptions(command: Command): Command {
+  return command
     .option('--host-kv-bytes <N>', 'host memory for the KV of preempted requests', parseBytes)
     .option('--schedule <POLICY>', 'who waits least: fcfs, priority, shortest-remaining, …')
     .option('--budget <POLICY>', 'tokens of a step: fixed, dense, milliseconds')
@@ -103,7 +109,6 @@ export function addEngineOptions(command: Command): Command {
     .option('--preemption <HOW>', 'auto, recompute, swap')
     .option('--tpot-target <MS>', 'time per output token, for --budget milliseconds', parseNumber)
     .option('--event-log <FILE>', 'write what the scheduler sees, prompts included, for replay')
-    .option('--threads <N>', 'CPU threads of all ranks together', parsePositive)
 }
 
 /** Copies `flags` to the library's names; what was not given stays absent. */

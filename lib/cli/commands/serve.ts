@@ -5,7 +5,13 @@
 
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import type { Interrupt } from '../interrupt.ts'
-import { addEngineOptions, type EngineFlags, parseCount, readEngineOptions } from '../options.ts'
+import {
+  addEngineOptions,
+  addSchedulerOptions,
+  type EngineFlags,
+  parseCount,
+  readEngineOptions,
+} from '../options.ts'
 import { note } from '../output.ts'
 import { withEngine } from '../with-engine.ts'
 
@@ -123,7 +129,7 @@ export function registerServe(program: Command, interrupt: Interrupt): void {
         .choices(['debug', 'info', 'warn', 'error', 'silent'])
         .default('info'),
     )
-  addEngineOptions(command)
+  addSchedulerOptions(addEngineOptions(command))
     .addHelpText('after', examples)
     .action((model: string, flags: ServeFlags) => runServe(model, flags, interrupt))
 }
