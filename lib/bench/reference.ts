@@ -1,8 +1,8 @@
 /**
  * What the logits of a bench model are compared with: 64 tokens, the same for every run, and what
- * another implementation computed for them. node-llama-cpp where it takes part; on a GPU the file that
- * bench/peers/torch_baselines.py wrote beside the checkpoint (transformers, on the same weights), else
- * our own CPU kernels, which the goldens tie to transformers.
+ * another implementation computed for them. node-llama-cpp where it takes part; else the file that
+ * bench/peers/torch_baselines.py wrote beside the checkpoint (transformers, on the same weights); else
+ * on a GPU our own CPU kernels, which the goldens tie to transformers.
  */
 
 import { existsSync, readFileSync } from 'node:fs'

@@ -10,6 +10,9 @@ namespace nanoweave {
 // Loads a recorded run, executes its steps and closes, `iterations` times; results must repeat.
 void run_recording(const std::string& folder, int iterations);
 
+// Runs every recorded case below a folder once, in one process.
+void run_cases(const std::string& folder);
+
 // Loads and closes a small runtime `cycles` times: threads, mappings and (without a sanitizer)
 // resident memory must not grow.
 void check_cycles(int cycles);

@@ -12,6 +12,7 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: nanoweave_driver run FOLDER [ITERATIONS]      execute a recorded run\n"
+    "       nanoweave_driver cases FOLDER                 execute every recording below FOLDER\n"
     "       nanoweave_driver protocol                     pools, barriers and collectives\n"
     "       nanoweave_driver cycles [N]                   load and close, nothing may grow\n"
     "       nanoweave_driver fuzz FOLDER [N] [SEED]       mutated programs and steps\n";
@@ -24,6 +25,8 @@ int run(const std::vector<std::string>& args) {
   const std::string command = args.empty() ? "" : args[0];
   if (command == "run" && args.size() >= 2) {
     nanoweave::run_recording(args[1], number(args, 2, 1));
+  } else if (command == "cases" && args.size() >= 2) {
+    nanoweave::run_cases(args[1]);
   } else if (command == "protocol") {
     nanoweave::check_pools();
     nanoweave::check_barriers();

@@ -1,8 +1,10 @@
 // Replay of recorded runs, and load/close cycles.
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <vector>
 
 #include "driver/checks.h"
 #include "driver/session.h"
@@ -56,6 +58,8 @@ void run_recording(const std::string& folder, int iterations) {
     Session session(recording.config);
     session.load_weights(recording.manifest);
     const int program = session.load_program(recording.program);
+    for (const RecordedWrite& write : recording.writes)
+      session.write(write.in_program ? program : -1, write.buffer, write.rank, write.bytes);
     for (size_t i = 0; i < recording.steps.size(); ++i) {
       const uint64_t checksum = result_checksum(session.submit(program, recording.steps[i]));
       if (iteration == 0) {
@@ -69,6 +73,20 @@ void run_recording(const std::string& folder, int iterations) {
     if (iteration % 2 == 0) session.close();
   }
   std::printf("run: %d iterations of %zu steps\n", iterations, recording.steps.size());
+}
+
+void run_cases(const std::string& folder) {
+  std::vector<std::filesystem::path> cases;
+  for (const auto& entry : std::filesystem::directory_iterator(folder))
+    if (entry.is_directory()) cases.push_back(entry.path());
+  std::sort(cases.begin(), cases.end());
+  expect(!cases.empty(), "%s holds no recorded cases", folder.c_str());
+  for (const std::filesystem::path& path : cases) {
+    std::printf("%s\n", path.filename().c_str());
+    std::fflush(stdout);  // a checker's report comes after the name of its case
+    run_recording(path.string(), 1);
+  }
+  std::printf("cases: %zu ran\n", cases.size());
 }
 
 void check_cycles(int cycles) {

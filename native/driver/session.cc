@@ -58,6 +58,25 @@ RuntimeConfig parse_config(const std::string& text) {
   return config;
 }
 
+std::vector<RecordedWrite> read_writes(const std::filesystem::path& folder) {
+  std::vector<RecordedWrite> writes;
+  if (!std::filesystem::exists(folder / "writes.json")) return writes;
+  const Json json = Json::parse(read_text(folder / "writes.json"));
+  const std::string bytes = read_text(folder / "writes.bin");
+  size_t offset = 0;
+  for (const Json& item : json.items()) {
+    const auto count = static_cast<size_t>(item.at("bytes").as_int());
+    expect(count <= bytes.size() - offset, "writes.bin ends early");
+    writes.push_back({.buffer = item.at("buffer").as_string(),
+                      .in_program = item.at("inProgram").as_bool(),
+                      .rank = static_cast<int>(item.at("rank").as_int()),
+                      .bytes = {bytes.begin() + static_cast<ptrdiff_t>(offset),
+                                bytes.begin() + static_cast<ptrdiff_t>(offset + count)}});
+    offset += count;
+  }
+  return writes;
+}
+
 }  // namespace
 
 Recording read_recording(const std::string& folder) {
@@ -65,6 +84,7 @@ Recording read_recording(const std::string& folder) {
   Recording recording{.config = parse_config(read_text(path / "config.json")),
                       .manifest = read_text(path / "manifest.json"),
                       .program = read_text(path / "program.json"),
+                      .writes = read_writes(path),
                       .steps = {}};
   std::vector<std::filesystem::path> files;
   for (const auto& entry : std::filesystem::directory_iterator(path))

@@ -11,12 +11,22 @@
 
 namespace nanoweave {
 
-// A run recorded by scripts/record-run.ts: {config,manifest,program}.json and step-*.i32 (int32
-// words in the machine's byte order, in the order of their names).
+// Bytes for a buffer of a rank before the first step.
+struct RecordedWrite {
+  std::string buffer;
+  bool in_program = true;  // else a KV cache
+  int rank = 0;
+  std::vector<uint8_t> bytes;
+};
+
+// A run recorded by scripts/record-run.ts or an op case by test/gpu/record-cases.ts:
+// {config,manifest,program}.json, step-*.i32 (int32 words in the machine's byte order, in the order
+// of their names), and where there are inputs writes.json with their bytes in writes.bin.
 struct Recording {
   RuntimeConfig config;
   std::string manifest;
   std::string program;
+  std::vector<RecordedWrite> writes;
   std::vector<std::vector<int32_t>> steps;
 };
 

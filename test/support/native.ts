@@ -47,7 +47,7 @@ export function usableIsas(): readonly string[] {
   return usable
 }
 
-function runtimeOptions(ranks: number, heapBytes: number) {
+export function runtimeOptions(ranks: number, heapBytes: number) {
   return {
     ranks: Array.from({ length: ranks }, () => ({ device: TEST_DEVICE })),
     tp: ranks,
@@ -98,7 +98,12 @@ export function splitIntoParts(program: Program, parts: number): Program {
 /** Values of a weight buffer, for each rank; ranks beyond the list get the last one. */
 export type WeightValues = Readonly<Record<string, readonly ArrayLike<number>[]>>
 
-function writeManifest(folder: string, program: Program, values: WeightValues): WeightManifest {
+/** Writes weights.bin into `folder`. */
+export function writeManifest(
+  folder: string,
+  program: Program,
+  values: WeightValues,
+): WeightManifest {
   const chunks: Uint8Array[] = []
   let end = 0
   const addBuffer = (buffer: ProgramBuffer): WeightBuffer => {
