@@ -1,10 +1,10 @@
 /** What is made of GPU runs: rows beside their peers, targets, merging, and what may be recorded. */
 
-import { spawnSync } from 'node:child_process'
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { describeFailures, gather } from '../bench/gpu/collect.ts'
 import {
   deviceSlug,
   formatResults,
@@ -210,27 +210,23 @@ describe('the last step of a GPU run', () => {
   })
   afterAll(() => rmSync(scratch, { recursive: true, force: true }))
 
-  function collect(steps: string, report: BenchReport) {
+  function run(steps: string, report: BenchReport): GpuResults {
     const [work, out] = ['work', 'out'].map((name) => path.join(scratch, name)) as [string, string]
     for (const folder of [work, out]) mkdirSync(folder, { recursive: true })
     writeFileSync(path.join(work, 'steps'), steps)
     writeFileSync(path.join(work, 'bench-matmul.json'), JSON.stringify(report))
     writeFileSync(path.join(work, 'torch-ops.json'), JSON.stringify(RUN.peers[0]))
-    return spawnSync(
-      process.execPath,
-      ['--import', 'tsx', 'bench/gpu/collect.ts', work, out],
-      { encoding: 'utf8', env: { ...process.env, NANOWEAVE_COMMIT: '0123456789ab' } },
-    )
+    return gather(work, out)
   }
 
-  it('gathers what there is, and fails for what went wrong', () => {
-    const good = collect('matmul ok 3\ntorch-ops ok 5\n', RUN.reports[0]!)
-    expect(good.stderr).toBe('')
-    expect(good.status).toBe(0)
-    expect(good.stdout).toContain('0.99')
-    const bad = collect('matmul ok 3\nengine timeout 200\n', makeReport('matmul', [makeRow({ wrong: 3 })]))
-    expect(bad.status).toBe(1)
-    expect(bad.stdout).toContain('not ok: engine')
-    expect(bad.stdout).toContain('rows with wrong results: 1')
+  it('gathers what there is, and says what went wrong', () => {
+    const good = run('matmul ok 3\ntorch-ops ok 5\n', RUN.reports[0]!)
+    expect(good).toMatchObject({ reports: [RUN.reports[0]], peers: [RUN.peers[0]] })
+    expect(good.steps).toHaveLength(2)
+    expect(describeFailures(good)).toEqual([])
+    expect(formatResults(good)).toContain('0.99')
+    const wrong = makeReport('matmul', [makeRow({ wrong: 3 })])
+    const bad = run('matmul ok 3\nengine timeout 200\n', wrong)
+    expect(describeFailures(bad)).toEqual(['not ok: engine', 'rows with wrong results: 1'])
   })
 })

@@ -8,6 +8,7 @@
 
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
+import { pathToFileURL } from 'node:url'
 import { describeMachine } from '../../lib/bench/machine.ts'
 import {
   countWrongRows,
@@ -18,12 +19,6 @@ import {
   type StepOutcome,
   type TestTotals,
 } from './results.ts'
-
-const [work, out] = process.argv.slice(2)
-if (work === undefined || out === undefined) {
-  process.stderr.write('usage: collect.js WORK OUT\n')
-  process.exit(2)
-}
 
 /** Undefined when the step that writes it did not get to. */
 function readJson<Value>(folder: string, name: string): Value | undefined {
@@ -41,42 +36,68 @@ function readSteps(folder: string): StepOutcome[] {
   })
 }
 
-const machine = describeMachine('cuda')
-const tests = readJson<{ totals: Omit<TestTotals, 'notRun'>; notRun: number }>(out, 'test-gpu.json')
-const peaks = readJson<NonNullable<GpuResults['peaks']>>(work, 'peaks.json')
-const facts = readJson<Record<string, unknown>>(work, 'facts.json')
-const nccl = readJson<Record<string, unknown>>(work, 'nccl.json')
-const interference = readJson<unknown>(work, 'interference.json')
-const peers = ['torch-ops.json', 'torch-engine.json']
-  .map((name) => readJson<PeerReport>(work, name))
-  .filter((report) => report !== undefined)
-const reports = readdirSync(work)
-  .filter((name) => /^bench-.*\.json$/.test(name))
-  .sort()
-  .map((name) => readJson<GpuResults['reports'][number]>(work, name)!)
-
-const results: GpuResults = {
-  version: 1,
-  device: machine.gpu?.name ?? peaks?.device ?? machine.cpu,
-  gpu: machine.gpu ?? null,
-  commit: machine.commit ?? 'unknown',
-  date: machine.date,
-  versions: Object.assign({ node: machine.node }, ...peers.map((peer) => peer.versions)),
-  steps: readSteps(work),
-  ...(tests !== undefined && { tests: { ...tests.totals, notRun: tests.notRun } }),
-  ...(facts !== undefined && { facts }),
-  ...(nccl !== undefined && { nccl }),
-  ...(interference !== undefined && { interference }),
-  ...(peaks !== undefined && { peaks }),
-  reports,
-  peers,
+/** Reads what the steps left; nothing is required to be there. */
+export function gather(work: string, out: string): GpuResults {
+  const machine = describeMachine('cuda')
+  const tests = readJson<{ totals: Omit<TestTotals, 'notRun'>; notRun: number }>(
+    out,
+    'test-gpu.json',
+  )
+  const peaks = readJson<NonNullable<GpuResults['peaks']>>(work, 'peaks.json')
+  const facts = readJson<unknown>(work, 'facts.json')
+  const nccl = readJson<unknown>(work, 'nccl.json')
+  const interference = readJson<unknown>(work, 'interference.json')
+  const peers = ['torch-ops.json', 'torch-engine.json']
+    .map((name) => readJson<PeerReport>(work, name))
+    .filter((report) => report !== undefined)
+  const reports = readdirSync(work)
+    .filter((name) => /^bench-.*\.json$/.test(name))
+    .sort()
+    .map((name) => readJson<GpuResults['reports'][number]>(work, name)!)
+  return {
+    version: 1,
+    device: machine.gpu?.name ?? peaks?.device ?? machine.cpu,
+    gpu: machine.gpu ?? null,
+    commit: machine.commit ?? 'unknown',
+    date: machine.date,
+    versions: Object.assign({ node: machine.node }, ...peers.map((peer) => peer.versions)),
+    steps: readSteps(work),
+    ...(tests !== undefined && { tests: { ...tests.totals, notRun: tests.notRun } }),
+    ...(facts !== undefined && { facts }),
+    ...(nccl !== undefined && { nccl }),
+    ...(interference !== undefined && { interference }),
+    ...(peaks !== undefined && { peaks }),
+    reports,
+    peers,
+  }
 }
-const name = machine.gpu === null ? 'trial' : deviceSlug(results.device)
-writeFileSync(path.join(out, `${name}.json`), `${JSON.stringify(results, null, 1)}\n`)
-process.stdout.write(formatResults(results))
-const failedSteps = results.steps.filter(({ state }) => state !== 'ok').map((step) => step.name)
-if (failedSteps.length > 0) process.stdout.write(`not ok: ${failedSteps.join(', ')}\n`)
-const wrong = countWrongRows(results)
-if (wrong > 0) process.stdout.write(`rows with wrong results: ${wrong}\n`)
-const isGood = failedSteps.length === 0 && wrong === 0 && (results.tests?.failed ?? 0) === 0
-process.exitCode = isGood ? 0 : 1
+
+/** What went wrong in a run, a line each. */
+export function describeFailures(results: GpuResults): string[] {
+  const failedSteps = results.steps.filter(({ state }) => state !== 'ok').map((step) => step.name)
+  const wrong = countWrongRows(results)
+  const failedTests = results.tests?.failed ?? 0
+  return [
+    ...(failedSteps.length > 0 ? [`not ok: ${failedSteps.join(', ')}`] : []),
+    ...(wrong > 0 ? [`rows with wrong results: ${wrong}`] : []),
+    ...(failedTests > 0 ? [`tests failed: ${failedTests}`] : []),
+  ]
+}
+
+function collect(work: string, out: string): number {
+  const results = gather(work, out)
+  const name = results.gpu === null ? 'trial' : deviceSlug(results.device)
+  writeFileSync(path.join(out, `${name}.json`), `${JSON.stringify(results, null, 1)}\n`)
+  const failures = describeFailures(results)
+  process.stdout.write([formatResults(results), ...failures, ''].join('\n'))
+  return failures.length === 0 ? 0 : 1
+}
+
+const [, script, work, out] = process.argv
+if (script !== undefined && import.meta.url === pathToFileURL(script).href) {
+  if (work === undefined || out === undefined) {
+    process.stderr.write('usage: collect.js WORK OUT\n')
+    process.exit(2)
+  }
+  process.exitCode = collect(work, out)
+}
