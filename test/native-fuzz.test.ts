@@ -294,6 +294,7 @@ describe('hostile programs', () => {
     ['operands that share bytes', withBuffer({ offset: 64 })],
     ['a buffer of 2^60 bytes', withBuffer({ shape: ['T', 2 ** 30, 2 ** 30] })],
     ['2^60 bytes a row, no rows', withLimits({ maxRows: 0 }, ['R', 2 ** 30, 2 ** 30])],
+    ['2^31 columns', { ...withLimits({ maxRows: 0 }, ['R', 2 ** 31]), ops: [] }],
     ['more slots than 2^16', withLimits({ numSlots: 2 ** 16 + 1 })],
     ['a million pairs of overlapping buffers', overlapping(1500)],
     ['an empty dimension', withBuffer({ shape: ['T', 0] })],

@@ -77,7 +77,8 @@ function validateBuffer(program: Program, buffer: ProgramBuffer): void {
   if (!Object.hasOwn(DTYPE_BYTES, buffer.dtype)) throw fail(`${name} has an unknown dtype`)
   if (shape.length < 1 || shape.length > 8) throw fail(`${name} has ${shape.length} dimensions`)
   shape.forEach((dim, index) => {
-    if (typeof dim === 'number') requireInteger(dim, `dimension ${index} of ${name}`, 1, 2 ** 31)
+    if (typeof dim === 'number')
+      requireInteger(dim, `dimension ${index} of ${name}`, 1, 2 ** 31 - 1)
     else if (index > 0) throw fail(`${name}: only the first dimension may be a symbol`)
     else if (!['T', 'R', 'S'].includes(dim)) throw fail(`${name} has an unknown symbol`)
     else if (space !== 'arena') throw fail(`${name} is no activation and has a symbolic size`)

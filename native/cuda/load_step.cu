@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(LoadStepConfig::kThreads)
   spread(args.packed + header.rows, step.rows, header.counts.num_rows * 4);
   const int width = header.block_table_width;
   for (int i = grid_thread(); i < header.counts.num_seqs * width; i += grid_threads())
-    step.block_tables[i / width * step.block_table_stride + i % width] =
+    step.block_tables[int64_t{i / width} * step.block_table_stride + i % width] =
         args.packed[header.block_tables + i];
   spread_segments(args, header);
 }
@@ -112,13 +112,16 @@ __device__ void fill_bias(const UpdateSlotsArgs& args, const int32_t* lists, int
   }
 }
 
+// The mask of a program with a smaller vocabulary allows no token beyond it.
 __device__ void fill_allowed(const UpdateSlotsArgs& args, const int32_t* lists, int words) {
+  const auto mask = static_cast<int>(mask_words(args.slots.vocab_size));
   for (int at = 0; at + 2 <= words; at += 2 + lists[at + 1]) {
     const int64_t slot = lists[at];
     const int count = lists[at + 1];
-    uint32_t* allowed = args.slots.allowed + slot * mask_words(args.slots.vocab_size);
-    for (int i = threadIdx.x; i < count; i += LoadStepConfig::kThreads)
-      allowed[i] = static_cast<uint32_t>(lists[at + 2 + i]);
+    uint32_t* allowed = args.slots.allowed + slot * mask;
+    if (count > 0)
+      for (int i = threadIdx.x; i < mask; i += LoadStepConfig::kThreads)
+        allowed[i] = i < count ? static_cast<uint32_t>(lists[at + 2 + i]) : 0;
     if (threadIdx.x == 0) args.slots.params[slot].has_mask = count > 0 ? 1 : 0;
   }
 }

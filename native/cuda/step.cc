@@ -121,7 +121,7 @@ class Packer {
     const int64_t at = used_;
     const auto bytes = items.size_bytes();
     used_ += static_cast<int64_t>(bytes / sizeof(int32_t));
-    CHECK(used_ <= static_cast<int64_t>(words_.size()));
+    CHECK(used_ <= static_cast<int64_t>(words_.size()) && used_ <= INT32_MAX);
     if (bytes > 0) std::memcpy(words_.data() + at, items.data(), bytes);
     return static_cast<int32_t>(at);
   }

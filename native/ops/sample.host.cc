@@ -32,12 +32,14 @@ void penalize(const SlotState& slot, std::span<float> logits) {
       logits[token] -= slot.frequency_penalty * static_cast<float>(count) + slot.presence_penalty;
 }
 
-// Tokens that may not come get −∞. Words of ones and of zeros, nearly all of a mask, cost one test.
+// Tokens that may not come get −∞, as do those beyond the mask: slots outlive programs, and it may
+// be of a smaller vocabulary. Words of ones and of zeros, nearly all of a mask, cost one test.
 void forbid(std::span<const uint32_t> allowed, std::span<float> logits) {
   constexpr size_t kBits = 32;
   constexpr float kForbidden = -std::numeric_limits<float>::infinity();
   for (size_t begin = 0; begin < logits.size(); begin += kBits) {
-    const uint32_t word = allowed[begin / kBits];
+    const size_t index = begin / kBits;
+    const uint32_t word = index < allowed.size() ? allowed[index] : 0;
     if (word == UINT32_MAX) continue;
     const auto tokens = logits.subspan(begin, std::min(kBits, logits.size() - begin));
     if (word == 0) {

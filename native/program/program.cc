@@ -19,7 +19,7 @@ constexpr size_t kMaxOps = 20000;
 constexpr size_t kMaxOperands = 16;  // inputs, and outputs, of one op
 constexpr size_t kMaxDims = 8;
 constexpr int64_t kMaxBytes = int64_t{1} << 44;  // of one buffer or one arena
-constexpr int64_t kMaxDim = int64_t{1} << 31;
+constexpr int64_t kMaxDim = INT32_MAX;           // ops keep sizes as int32
 constexpr int64_t kArenaAlignment = 64;
 
 int64_t parse_range(const Json& json, const char* what, int64_t low, int64_t high) {

@@ -357,6 +357,30 @@ describe.each(usableIsas())('%s', (cpuIsa) => {
   })
 })
 
+test('a mask over a smaller vocabulary allows no token beyond it', async () => {
+  const [vocabSize, slot] = [96, 1]
+  const large = await Sampler.open({ vocabSize, maxRows: 2 })
+  try {
+    const small = await Sampler.open({ vocabSize: 20, maxRows: 2 }, large)
+    const row = (size: number, best: number) => ({
+      logits: new Float64Array(size).fill(0, 0, best).fill(5, best, best + 1),
+      slot,
+      flags: ROW_FLAG.sample,
+    })
+    const all = Array.from({ length: vocabSize }, (_, token) => token)
+    const before = await large.run([row(vocabSize, 70)], {
+      params: new Map([[slot, {}]]),
+      allowed: new Map([[slot, all]]),
+    })
+    await small.run([row(20, 5)], { allowed: new Map([[slot, [3]]]) })
+    const after = await large.run([row(vocabSize, 70)])
+    expectExact(before.sampled, [70])
+    expectExact(after.sampled, [3])
+  } finally {
+    await large.close()
+  }
+})
+
 test('every rank samples the same tokens, only the first reports', async () => {
   const sampler = await Sampler.open({ vocabSize: VOCAB, maxRows: 8, world: 4 })
   try {

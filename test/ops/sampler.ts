@@ -45,13 +45,17 @@ export class Sampler {
     this.#vocabSize = vocabSize
   }
 
-  static async open(options: SamplerOptions): Promise<Sampler> {
+  /** `beside`: in the runtime of this one, whose slots it shares. */
+  static async open(options: SamplerOptions, beside?: Sampler): Promise<Sampler> {
     const { vocabSize, columns = vocabSize, maxRows, world = 1 } = options
     const builder = builderFor(maxRows, world, { vocabSize, numSlots: maxRows })
     const logits = builder.arena('logits', 'f32', ['R', columns])
     const tokens = builder.arena('tokens', 'i32', ['R'])
     builder.add('op', sample({ logits, tokens }, { vocab_size: vocabSize }))
-    const runtime = await OpRuntime.open(placeApart(builder), options)
+    const program = placeApart(builder)
+    const runtime = beside
+      ? await beside.runtime.add(program)
+      : await OpRuntime.open(program, options)
     return new Sampler(runtime, columns, vocabSize)
   }
 

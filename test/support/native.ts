@@ -183,6 +183,12 @@ export class OpRuntime {
     }
   }
 
+  /** Another program of the same runtime, whose heap it must fit; close() closes both. */
+  async add(program: Program): Promise<OpRuntime> {
+    const id = await this.#runtime.loadProgram(JSON.stringify(program))
+    return new OpRuntime(program, this.#runtime, id)
+  }
+
   /** Sets every byte of every activation and KV cache to 0xff: NaN in all float dtypes. */
   async poison(): Promise<void> {
     for (const buffer of this.program.buffers) {
