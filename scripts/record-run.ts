@@ -1,7 +1,8 @@
 /**
  * Records a run for the native driver: the compiled program, the weights manifest, the runtime's
  * options and a few steps of a model. Needs no addon: the recorded decode steps take their tokens from
- * the sampling slots. Usage: tsx scripts/record-run.ts MODEL FOLDER [--tp N] [--parts N]
+ * the sampling slots. Usage: tsx scripts/record-run.ts MODEL FOLDER [--tp N] [--ep N]
+ * [--parts N]
  */
 
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
@@ -117,16 +118,23 @@ function slotParamWords(slot: number): number[] {
   return words
 }
 
-function record(modelFolder: string, folder: string, tp: number, parts: number): void {
+interface Layout {
+  readonly tp: number
+  readonly ep: number
+  readonly parts: number
+}
+
+function record(modelFolder: string, folder: string, { tp, ep, parts }: Layout): void {
   const model = loadModel(modelFolder)
   const { program, manifest } = compileModel(model, {
     tensorParallel: tp,
+    expertParallel: ep,
     parts,
     precision: 'auto',
     limits: LIMITS,
   })
   const options: RuntimeOptions = {
-    ranks: range(tp).map(() => ({ device: 'cpu' })),
+    ranks: range(Math.max(tp, ep)).map(() => ({ device: 'cpu' })),
     tp,
     heapBytes: program.arenaBytes,
     threadsPerRank: 2,
@@ -165,11 +173,18 @@ function record(modelFolder: string, folder: string, tp: number, parts: number):
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { tp: { type: 'string', default: '2' }, parts: { type: 'string', default: '2' } },
+  options: {
+    tp: { type: 'string', default: '2' },
+    ep: { type: 'string', default: '1' },
+    parts: { type: 'string', default: '2' },
+  },
 })
 if (positionals.length !== 2) {
-  process.stderr.write('usage: tsx scripts/record-run.ts MODEL FOLDER [--tp N] [--parts N]\n')
+  process.stderr.write(
+    'usage: tsx scripts/record-run.ts MODEL FOLDER [--tp N] [--ep N] [--parts N]\n',
+  )
   process.exitCode = 2
 } else {
-  record(positionals[0], positionals[1], Number(values.tp), Number(values.parts))
+  const [tp, ep, parts] = [values.tp, values.ep, values.parts].map(Number)
+  record(positionals[0], positionals[1], { tp, ep, parts })
 }

@@ -86,11 +86,11 @@ export async function assembleEngine(
   const checked = checkOptions(options)
   const { tensorParallel, expertParallel, world, precision } = checked
   const model = loadModel(folder)
-  checkLayout(model, tensorParallel)
+  checkLayout(model, tensorParallel, expertParallel)
   const defaults = readGenerationDefaults(model.folder)
   const devices = placeRanks(binding.describeDevices(), world, options.device, options.devices)
   const backend = devices[0].backend
-  const footprint = modelFootprint(model, { tensorParallel, precision })
+  const footprint = modelFootprint(model, { tensorParallel, expertParallel, precision })
   const ranksPerDevice = Math.max(
     ...devices.map(({ name }) => devices.filter((other) => other.name === name).length),
   )

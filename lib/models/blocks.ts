@@ -14,7 +14,7 @@ import { headShare, type Share, widthShare } from '../parallel/sharding.ts'
 import type { ProgramBuilder } from '../program/builder.ts'
 import type { Dtype } from '../program/types.ts'
 import type { KvPlan, WeightPlan } from '../weights/manifest.ts'
-import type { AttentionSpec, FeedForwardSpec, LinearSpec, NormSpec } from './spec.ts'
+import type { AttentionSpec, GatedFeedForwardSpec, LinearSpec, NormSpec } from './spec.ts'
 import type { SplitProjection, WeightPlanner } from './weights.ts'
 
 /** What every block needs to know. */
@@ -23,6 +23,9 @@ export interface BlockContext {
   readonly weights: WeightPlanner
   readonly kv: KvPlan[]
   readonly tp: number
+  /** Ranks in all, and groups of them that the experts are spread over. */
+  readonly world: number
+  readonly ep: number
   readonly hiddenSize: number
   /** Of activations, the residual stream included. */
   readonly dtype: Dtype
@@ -46,18 +49,19 @@ export function normWeight(
 }
 
 /** x → projections of it side by side, [T, Σ width of a rank]. */
-function columnParallel(
+export function columnParallel(
   context: BlockContext,
   name: string,
   x: number,
   projections: readonly SplitProjection[],
+  dtype: Dtype = context.dtype,
 ): number {
   const { builder, weights } = context
   const plan = weights.columnParallel(`${name}.weight`, projections, context.hiddenSize)
   const bias = weights.columnBias(`${name}.bias`, projections)
   const weight = declareWeight(context, plan)
   const biasBuffer = bias && declareWeight(context, bias)
-  const y = builder.arena(name, context.dtype, ['T', plan.shape[0]!])
+  const y = builder.arena(name, dtype, ['T', plan.shape[0]!])
   builder.add(name, matmul({ x, weight, bias: biasBuffer, y }))
   return y
 }
@@ -120,8 +124,14 @@ export function attentionBlock(
   })
   const q = builder.arena(`${name}.q`, dtype, ['T', local.heads * headDim])
   const rope = context.ropeTables[spec.rope]!
-  const headNorm = (suffix: string, norm: NormSpec | undefined) =>
-    norm && normWeight(context, `${name}.${suffix}.weight`, norm, headDim)
+  const headNorm = (suffix: string, norm: NormSpec | undefined, heads: number) =>
+    norm &&
+    normWeight(
+      context,
+      `${name}.${suffix}.weight`,
+      norm,
+      spec.normWidth === 'all' ? heads * headDim : headDim,
+    )
   const sizes = { heads: local.heads, kv_heads: local.kvHeads, head_dim: headDim }
   builder.add(
     `${name}.rope`,
@@ -129,8 +139,8 @@ export function attentionBlock(
       {
         qkv,
         table: rope.buffer,
-        qNorm: headNorm('q_norm', spec.queryNorm),
-        kNorm: headNorm('k_norm', spec.keyNorm),
+        qNorm: headNorm('q_norm', spec.queryNorm, heads),
+        kNorm: headNorm('k_norm', spec.keyNorm, kvHeads),
         q,
         kv,
       },
@@ -153,7 +163,7 @@ export function feedForwardBlock(
   context: BlockContext,
   name: string,
   x: number,
-  spec: FeedForwardSpec,
+  spec: GatedFeedForwardSpec,
 ): number {
   const { builder, tp, dtype } = context
   const share = (rank: number) => widthShare(spec.intermediateSize, tp, rank)

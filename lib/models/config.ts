@@ -152,9 +152,10 @@ const RESULT_CHANGING: Readonly<Record<string, readonly unknown[]>> = {
   add_cross_attention: [false],
 }
 
-/** Refuses, by name, every feature that no family here implements. */
-export function refuseUnknownFeatures(config: JsonObject): void {
+/** Refuses, by name, every feature that the family does not implement. */
+export function refuseUnknownFeatures(config: JsonObject, known: readonly string[] = []): void {
   for (const [key, neutral] of Object.entries(RESULT_CHANGING)) {
+    if (known.includes(key)) continue
     if (isAbsent(config, key) || neutral.includes(config[key])) continue
     const shown = quote(JSON.stringify(config[key]) ?? '')
     throw unsupported(`${key} = ${shown} is not supported`)

@@ -7,7 +7,8 @@
  *   logits = head(rows of y); sample
  *
  * where the norm after a block is the next block's. With several ranks an all_reduce follows the
- * embedding and every block, and an all_gather the logits. Passes do the rest (lib/program).
+ * embedding and every dense block, and an all_gather the logits; routed experts bring collectives of
+ * their own. Passes do the rest (lib/program).
  */
 
 import { addRmsNorm } from '../ops/add-rms-norm.ts'
@@ -32,6 +33,7 @@ import {
   feedForwardBlock,
   normWeight,
 } from './blocks.ts'
+import { expertsBlock } from './experts.ts'
 import { ropeFrequencies } from './rope.ts'
 import type { DecoderSpec, NormSpec } from './spec.ts'
 import { WeightPlanner } from './weights.ts'
@@ -39,6 +41,8 @@ import { WeightPlanner } from './weights.ts'
 export interface DecoderLayout {
   readonly name: string
   readonly tp: number
+  /** Groups of ranks that the experts are spread over; the world is the larger of both. Default 1. */
+  readonly ep?: number
   readonly limits: ProgramLimits
   readonly dtype: Dtype
   readonly kvDtype: Dtype
@@ -59,15 +63,18 @@ export function buildDecoder(
   index: TensorIndex,
   layout: DecoderLayout,
 ): DecoderProgram {
-  const { name, tp, limits, dtype } = layout
+  const { name, tp, ep = 1, limits, dtype } = layout
+  const world = Math.max(tp, ep)
   const { hiddenSize, vocabSize } = spec
-  const builder = new ProgramBuilder({ name, world: tp, tp, limits })
-  const weights = new WeightPlanner(index, layout)
+  const builder = new ProgramBuilder({ name, world, tp, limits })
+  const weights = new WeightPlanner(index, { ...layout, world })
   const context: BlockContext = {
     builder,
     weights,
     kv: [],
     tp,
+    world,
+    ep,
     hiddenSize,
     dtype,
     kvDtype: layout.kvDtype,
@@ -95,17 +102,20 @@ export function buildDecoder(
   const firstWeight = normWeight(context, 'norm.weight', firstNorm, hiddenSize)
   builder.add('norm', rmsNorm({ x: residual, weight: firstWeight, y }, { eps: firstNorm.eps }))
 
-  /** Adds a block's output to the residual and normalises it for the next block. */
+  /**
+   * Adds a block's output to the residual and normalises it for the next block. Unless it is
+   * `whole` on every rank, it is a term of a sum over the group.
+   */
   const addAndNormalise = (
     label: string,
-    output: number,
+    output: { readonly buffer: number; readonly whole: boolean },
     post: NormSpec | undefined,
     next: NormSpec,
   ): number => {
-    let x = output
-    if (tp > 1) {
+    let x = output.buffer
+    if (tp > 1 && !output.whole) {
       x = builder.arena(`${label}.sum`, dtype, ['T', hiddenSize])
-      builder.add(`${label}.all_reduce`, allReduce({ x: output, y: x }))
+      builder.add(`${label}.all_reduce`, allReduce({ x: output.buffer, y: x }))
     }
     const postWeight = post && normWeight(context, `${label}.post_weight`, post, hiddenSize)
     const weight = normWeight(context, `${label}.weight`, next, hiddenSize)
@@ -120,8 +130,17 @@ export function buildDecoder(
     const next = spec.layers[number + 1]?.attentionNorm ?? spec.finalNorm
     const attended = attentionBlock(context, base, y, layer.attention)
     const { postAttentionNorm, feedForwardNorm, postFeedForwardNorm } = layer
-    y = addAndNormalise(`${base}.norm1`, attended, postAttentionNorm, feedForwardNorm)
-    const fed = feedForwardBlock(context, base, y, layer.feedForward)
+    y = addAndNormalise(
+      `${base}.norm1`,
+      { buffer: attended, whole: false },
+      postAttentionNorm,
+      feedForwardNorm,
+    )
+    const { feedForward } = layer
+    const fed =
+      feedForward.kind === 'gated'
+        ? { buffer: feedForwardBlock(context, base, y, feedForward), whole: false }
+        : { buffer: expertsBlock(context, base, y, feedForward), whole: true }
     y = addAndNormalise(`${base}.norm2`, fed, postFeedForwardNorm, next)
   })
 

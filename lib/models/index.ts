@@ -67,7 +67,9 @@ export function loadModel(folder: string): Model {
     )
   }
   for (const part of [config, config.text_config]) {
-    if (typeof part === 'object' && part !== null) refuseUnknownFeatures(part as JsonObject)
+    if (typeof part === 'object' && part !== null) {
+      refuseUnknownFeatures(part as JsonObject, family.implements)
+    }
   }
   const tensors = readTensorIndex(path)
   const { spec, maxPositions } = family.describe(config, tensors)
@@ -102,21 +104,49 @@ function readTokens(config: JsonObject, key: string, vocabSize: number): number[
   return tokenIds(text as JsonObject, key, vocabSize)
 }
 
-/** ERR_UNSUPPORTED_LAYOUT unless the model's heads split over `tensorParallel` ranks. */
-export function checkLayout(model: Model, tensorParallel: number): void {
+/**
+ * ERR_UNSUPPORTED_LAYOUT unless the model's heads split over `tensorParallel` ranks and its experts
+ * over `expertParallel`.
+ */
+export function checkLayout(model: Model, tensorParallel: number, expertParallel = 1): void {
+  const { layers } = model.spec
   const fits = (tp: number) =>
     tp <= MAX_TENSOR_PARALLEL &&
-    model.spec.layers.every(({ attention }) =>
-      canSplitHeads(attention.heads, attention.kvHeads, tp),
+    layers.every(
+      ({ attention }) =>
+        canSplitHeads(attention.heads, attention.kvHeads, tp) &&
+        (tp === 1 || attention.normWidth !== 'all'),
     )
+  checkExpertLayout(model, tensorParallel, expertParallel)
   if (Number.isInteger(tensorParallel) && tensorParallel >= 1 && fits(tensorParallel)) return
-  const { heads, kvHeads } = model.spec.layers[0]!.attention
+  const { heads, kvHeads } = layers[0]!.attention
   const degrees = Array.from({ length: MAX_TENSOR_PARALLEL }, (_, i) => i + 1).filter(fits)
   throw new EngineError(
     'ERR_UNSUPPORTED_LAYOUT',
     `${heads} attention heads and ${kvHeads} KV heads do not split over ${tensorParallel} ranks; ` +
       `tensor parallel degrees that fit: ${degrees.join(', ')}`,
   )
+}
+
+function checkExpertLayout({ architecture, spec }: Model, tp: number, ep: number): void {
+  if (ep === 1) return
+  const counts = spec.layers.flatMap(({ feedForward }) =>
+    feedForward.kind === 'experts' ? [feedForward.gates.length] : [],
+  )
+  const refuse = (why: string) => {
+    throw new EngineError('ERR_UNSUPPORTED_LAYOUT', why)
+  }
+  if (counts.length === 0) {
+    refuse(`${architecture} has no experts; expert parallelism over ${ep} ranks needs some`)
+  }
+  const fewest = Math.min(...counts, MAX_TENSOR_PARALLEL)
+  if (!Number.isInteger(ep) || ep < 1 || ep > fewest) {
+    refuse(`${ep} ranks cannot share the experts; between 1 and ${fewest} can`)
+  }
+  const world = Math.max(tp, ep)
+  if (world % tp !== 0 || world % ep !== 0) {
+    refuse(`of tensor parallel ${tp} and expert parallel ${ep} one must divide the other`)
+  }
 }
 
 /** What activations are computed in. */
@@ -133,21 +163,16 @@ export type SerialOptions = Omit<CompileOptions, 'parts' | 'stagger' | 'lanes'>
  */
 export function buildModel(model: Model, options: SerialOptions): DecoderProgram {
   const { tensorParallel: tp, expertParallel = 1, precision } = options
-  checkLayout(model, tp)
-  if (expertParallel !== 1) {
-    throw new EngineError(
-      'ERR_UNSUPPORTED_LAYOUT',
-      `${model.architecture} has no experts; expert parallelism over ${expertParallel} ranks needs some`,
-    )
-  }
+  checkLayout(model, tp, expertParallel)
   const dtype = activationDtypeOf(model, precision)
   const kvDtype = options.kvDtype ?? dtype
   if (kvDtype !== 'f32' && kvDtype !== 'bf16' && kvDtype !== 'f16') {
     throw new EngineError('ERR_UNSUPPORTED_OPTION', `the KV cache can be f32, bf16 or f16`)
   }
   return buildDecoder(model.spec, model.tensors, {
-    name: `${model.architecture} tp${tp}`,
+    name: `${model.architecture} tp${tp}${expertParallel > 1 ? ` ep${expertParallel}` : ''}`,
     tp,
+    ep: expertParallel,
     limits: { ...options.limits, vocabSize: model.vocabSize },
     dtype,
     kvDtype,
@@ -172,13 +197,14 @@ export function compileModel(model: Model, options: CompileOptions): CompiledMod
 
 /** Memory that a layout needs per rank, and the size of the model. */
 export function modelFootprint(model: Model, layout: FootprintLayout): ModelFootprint {
-  const { tensorParallel: tp, precision } = layout
-  checkLayout(model, tp)
+  const { tensorParallel: tp, expertParallel = 1, precision } = layout
+  checkLayout(model, tp, expertParallel)
   const dtype = activationDtypeOf(model, precision)
   const kvDtype = layout.kvDtype ?? dtype
   const { weights, kv } = buildDecoder(model.spec, model.tensors, {
     name: 'footprint',
     tp,
+    ep: expertParallel,
     limits: minimalLimits(model.spec),
     dtype,
     kvDtype,

@@ -81,9 +81,10 @@ export interface GroupedAttentionSpec {
   readonly key: LinearSpec
   readonly value: LinearSpec
   readonly output: LinearSpec
-  /** Over each head, before the rotation; [headDim]. */
+  /** Before the rotation; over each head, [headDim], or over all heads together (OLMoE). */
   readonly queryNorm?: NormSpec
   readonly keyNorm?: NormSpec
+  readonly normWidth?: 'head' | 'all'
 }
 
 export type AttentionSpec = GroupedAttentionSpec
@@ -98,7 +99,42 @@ export interface GatedFeedForwardSpec {
   readonly down: LinearSpec
 }
 
-export type FeedForwardSpec = GatedFeedForwardSpec
+/** How a token's experts and their weights follow from the router's logits; ops/moe-route.ts. */
+export interface RoutingSpec {
+  readonly score: 'softmax' | 'sigmoid' | 'softmax_chosen'
+  /** Experts of a token. */
+  readonly choices: number
+  /** Weights are divided by their sum. */
+  readonly normalise?: boolean
+  /** Multiplies the weights. */
+  readonly scale?: number
+  /** [experts] added to the scores for the choice alone. */
+  readonly bias?: string
+  /** A token chooses from the best `kept` of `count` groups of neighbouring experts. */
+  readonly groups?: {
+    readonly count: number
+    readonly kept: number
+    readonly worth: 'max' | 'top2'
+  }
+}
+
+/** Σ over the chosen experts of weight · down(activation(gate(x)) · up(x)), and a shared expert. */
+export interface ExpertsSpec {
+  readonly kind: 'experts'
+  readonly activation: 'silu' | 'gelu_tanh'
+  /** Of one expert. */
+  readonly intermediateSize: number
+  readonly router: LinearSpec
+  readonly routing: RoutingSpec
+  /** One per expert. */
+  readonly gates: readonly LinearSpec[]
+  readonly ups: readonly LinearSpec[]
+  readonly downs: readonly LinearSpec[]
+  /** Sees every token; times σ(gate(x)), gate [1, hidden], where there is one. */
+  readonly shared?: { readonly feedForward: GatedFeedForwardSpec; readonly gate?: LinearSpec }
+}
+
+export type FeedForwardSpec = GatedFeedForwardSpec | ExpertsSpec
 
 /** x += post?(attention(norm(x))); x += post?(feedForward(norm(x))). */
 export interface LayerSpec {
@@ -122,4 +158,6 @@ export interface DecoderSpec {
   readonly head: { readonly tensor: string; readonly softcap?: number }
   /** Unused tensors under this prefix mean that the family is misread; others are ignored. */
   readonly tensorPrefix: string
+  /** Tensors under it that the computation leaves alone: layers that predict further tokens. */
+  readonly unusedPrefix?: string
 }

@@ -31,7 +31,7 @@ export interface Model {
 
 export interface CompileOptions extends PassOptions {
   readonly tensorParallel: number
-  /** Only 1 for dense models. */
+  /** Ranks, or groups of ranks, that the experts are spread over. Only 1 for dense models. */
   readonly expertParallel?: number
   /** `auto`: activations in the weights' dtype. `f32`: float32 activations, weights as stored. `bf16`: both bf16. */
   readonly precision: 'auto' | 'f32' | 'bf16'
@@ -51,6 +51,7 @@ export interface CompiledModel {
 
 export interface FootprintLayout {
   readonly tensorParallel: number
+  readonly expertParallel?: number
   readonly precision: 'auto' | 'f32' | 'bf16'
   readonly kvDtype?: Dtype
 }

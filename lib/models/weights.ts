@@ -5,11 +5,18 @@
  */
 
 import { EngineError } from '../errors.ts'
-import type { Share } from '../parallel/sharding.ts'
+import type { ExpertShare, Share } from '../parallel/sharding.ts'
 import type { Dtype } from '../program/types.ts'
 import { loadableDtype, type TensorSlice, type WeightPlan } from '../weights/manifest.ts'
 import { quote, type TensorIndex } from '../weights/safetensors.ts'
-import type { DecoderSpec, LinearSpec, NormSpec } from './spec.ts'
+import type {
+  AttentionSpec,
+  DecoderSpec,
+  FeedForwardSpec,
+  GatedFeedForwardSpec,
+  LinearSpec,
+  NormSpec,
+} from './spec.ts'
 
 /** A projection and the rows of it (output features) that each rank computes. */
 export interface SplitProjection {
@@ -17,10 +24,29 @@ export interface SplitProjection {
   readonly share: (rank: number) => Share
 }
 
+/** The matrices of all experts, and what each rank of the world holds of them. */
+export interface ExpertMatrices {
+  /** Per expert: the projections that lie below each other. */
+  readonly linears: readonly (readonly LinearSpec[])[]
+  readonly share: (rank: number) => ExpertShare
+  /** Rows that an expert takes in the buffer; the rest of them is zero. */
+  readonly paddedRows: number
+}
+
 export interface WeightOptions {
   readonly tp: number
+  readonly world: number
   /** Matmul weights keep their stored dtype unless this is bf16. */
   readonly precision: 'auto' | 'f32' | 'bf16'
+}
+
+/** What a rank of an attention group holds, or, as `ofRank`, what a rank of the world does. */
+type RankSlices =
+  | ((groupRank: number) => TensorSlice[])
+  | { readonly ofRank: (rank: number) => TensorSlice[] }
+
+function perRank(ofRank: (rank: number) => TensorSlice[]): RankSlices {
+  return { ofRank }
 }
 
 /** Collects the plans of a model's weight buffers. */
@@ -32,6 +58,11 @@ export class WeightPlanner {
   constructor(index: TensorIndex, options: WeightOptions) {
     this.index = index
     this.options = options
+  }
+
+  /** [size] f32 on every rank. */
+  vectorOf(name: string, tensor: string, size: number): WeightPlan {
+    return this.vector(name, size, () => [vectorSlice(tensor, { start: 0, count: size }, 0)])
   }
 
   /** [size] f32 on every rank. */
@@ -108,11 +139,63 @@ export class WeightPlanner {
     return this.vector(name, outFeatures, () => [slice])
   }
 
+  /** Column-parallel matrices of a rank's experts: [experts · paddedRows, inFeatures]. */
+  expertColumns(name: string, matrices: ExpertMatrices, inFeatures: number): WeightPlan {
+    const { linears, share, paddedRows } = matrices
+    const tensors = linears.flat().map(({ tensor }) => tensor)
+    const rows = share(0).perRank * paddedRows
+    return this.matrix(
+      name,
+      [rows, inFeatures],
+      tensors,
+      perRank((rank) => {
+        const { width } = share(rank)
+        return localExperts(matrices, rank).flatMap(({ projections, destRow }) =>
+          projections.map((linear, index) => ({
+            tensor: linear.tensor,
+            rowStart: (linear.rows?.start ?? 0) + width.start,
+            rowCount: width.count,
+            colStart: 0,
+            colCount: inFeatures,
+            destRow: destRow + index * width.padded,
+            destCol: 0,
+          })),
+        )
+      }),
+    )
+  }
+
+  /** Row-parallel matrices of a rank's experts: [experts · paddedRows, columns of a rank]. */
+  expertRows(name: string, matrices: ExpertMatrices, outFeatures: number): WeightPlan {
+    const { linears, share, paddedRows } = matrices
+    const tensors = linears.flat().map(({ tensor }) => tensor)
+    const { perRank: experts, width } = share(0)
+    return this.matrix(
+      name,
+      [experts * paddedRows, width.padded],
+      tensors,
+      perRank((rank) => {
+        const { width } = share(rank)
+        return localExperts(matrices, rank).flatMap(({ projections, destRow }) =>
+          projections.map((linear) => ({
+            tensor: linear.tensor,
+            rowStart: linear.rows?.start ?? 0,
+            rowCount: outFeatures,
+            colStart: width.start,
+            colCount: width.count,
+            destRow,
+            destCol: 0,
+          })),
+        )
+      }),
+    )
+  }
+
   private matrix(
     name: string,
     shape: readonly number[],
     tensors: readonly string[],
-    slicesOf: (rank: number) => TensorSlice[],
+    slicesOf: RankSlices,
   ): WeightPlan {
     const stored = new Set(tensors.map((tensor) => loadableDtype(this.index, tensor)))
     const [first, other] = stored
@@ -129,15 +212,23 @@ export class WeightPlanner {
     return this.plan({ name, dtype: 'f32', shape: [size], layout: 'plain' }, slicesOf)
   }
 
-  private plan(
-    buffer: Omit<WeightPlan, 'ranks'>,
-    slicesOf: (rank: number) => TensorSlice[],
-  ): WeightPlan {
-    const ranks = Array.from({ length: this.options.tp }, (_, rank) => slicesOf(rank))
+  private plan(buffer: Omit<WeightPlan, 'ranks'>, slicesOf: RankSlices): WeightPlan {
+    const { tp, world } = this.options
+    const ofRank =
+      typeof slicesOf === 'function' ? (rank: number) => slicesOf(rank % tp) : slicesOf.ofRank
+    const ranks = Array.from({ length: world }, (_, rank) => ofRank(rank))
     const plan = { ...buffer, ranks }
     this.plans.push(plan)
     return plan
   }
+}
+
+/** A rank's experts with the rows where each begins. */
+function localExperts({ linears, share, paddedRows }: ExpertMatrices, rank: number) {
+  const { first, count } = share(rank)
+  return linears
+    .slice(first, first + count)
+    .map((projections, local) => ({ projections, destRow: local * paddedRows }))
 }
 
 function sumOfPadded(projections: readonly SplitProjection[]): number {
@@ -181,21 +272,40 @@ export function expectedTensors(spec: DecoderSpec): Map<string, readonly number[
   const addNorm = (norm: NormSpec | undefined, size: number) => {
     if (norm !== undefined) shapes.set(norm.tensor, [size])
   }
-  addLinear({ tensor: spec.embedding.tensor }, vocabSize, hidden)
-  for (const layer of spec.layers) {
-    const { attention, feedForward } = layer
-    for (const norm of [layer.attentionNorm, layer.postAttentionNorm]) addNorm(norm, hidden)
-    for (const norm of [layer.feedForwardNorm, layer.postFeedForwardNorm]) addNorm(norm, hidden)
+  const addAttention = (attention: AttentionSpec) => {
     const { headDim } = attention
     const [queries, keys] = [attention.heads * headDim, attention.kvHeads * headDim]
     addLinear(attention.query, queries, hidden)
     addLinear(attention.key, keys, hidden)
     addLinear(attention.value, keys, hidden)
     addLinear(attention.output, hidden, queries)
-    for (const norm of [attention.queryNorm, attention.keyNorm]) addNorm(norm, headDim)
-    addLinear(feedForward.gate, feedForward.intermediateSize, hidden)
-    addLinear(feedForward.up, feedForward.intermediateSize, hidden)
-    addLinear(feedForward.down, hidden, feedForward.intermediateSize)
+    const overAll = attention.normWidth === 'all'
+    addNorm(attention.queryNorm, overAll ? queries : headDim)
+    addNorm(attention.keyNorm, overAll ? keys : headDim)
+  }
+  const addGated = ({ gate, up, down, intermediateSize }: GatedFeedForwardSpec) => {
+    addLinear(gate, intermediateSize, hidden)
+    addLinear(up, intermediateSize, hidden)
+    addLinear(down, hidden, intermediateSize)
+  }
+  const addFeedForward = (feedForward: FeedForwardSpec) => {
+    if (feedForward.kind === 'gated') return addGated(feedForward)
+    const { gates, ups, downs, intermediateSize, router, routing, shared } = feedForward
+    addLinear(router, gates.length, hidden)
+    if (routing.bias !== undefined) shapes.set(routing.bias, [gates.length])
+    for (const linear of [...gates, ...ups]) addLinear(linear, intermediateSize, hidden)
+    for (const linear of downs) addLinear(linear, hidden, intermediateSize)
+    if (shared === undefined) return
+    addGated(shared.feedForward)
+    if (shared.gate !== undefined) addLinear(shared.gate, 1, hidden)
+  }
+  addLinear({ tensor: spec.embedding.tensor }, vocabSize, hidden)
+  for (const layer of spec.layers) {
+    const { attention, feedForward } = layer
+    for (const norm of [layer.attentionNorm, layer.postAttentionNorm]) addNorm(norm, hidden)
+    for (const norm of [layer.feedForwardNorm, layer.postFeedForwardNorm]) addNorm(norm, hidden)
+    addAttention(attention)
+    addFeedForward(feedForward)
   }
   addNorm(spec.finalNorm, hidden)
   addLinear({ tensor: spec.head.tensor }, vocabSize, hidden)
@@ -225,7 +335,11 @@ export function checkTensors(spec: DecoderSpec, index: TensorIndex): void {
     )
   }
   const unused = [...index.tensors.keys()].filter(
-    (name) => name.startsWith(spec.tensorPrefix) && !expected.has(name) && !IGNORED.test(name),
+    (name) =>
+      name.startsWith(spec.tensorPrefix) &&
+      !expected.has(name) &&
+      !IGNORED.test(name) &&
+      !(spec.unusedPrefix !== undefined && name.startsWith(spec.unusedPrefix)),
   )
   if (unused.length > 0) {
     throw new EngineError(

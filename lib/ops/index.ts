@@ -10,8 +10,13 @@ import { copyOp } from './copy.ts'
 import { embedOp } from './embed.ts'
 import { gatherRowsOp } from './gather-rows.ts'
 import { geluMulOp } from './gelu-mul.ts'
+import { groupedGluOp } from './grouped-glu.ts'
+import { groupedMatmulOp } from './grouped-matmul.ts'
 import { logitsOp } from './logits.ts'
 import { matmulOp } from './matmul.ts'
+import { moeCombineOp } from './moe-combine.ts'
+import { moeDispatchOp } from './moe-dispatch.ts'
+import { moeRouteOp } from './moe-route.ts'
 import { reduceScatterOp } from './reduce-scatter.ts'
 import { rmsNormOp } from './rms-norm.ts'
 import { ropeTableOp } from './rope-table.ts'
@@ -38,6 +43,11 @@ export const OPS: readonly OpSpec[] = [
   allReduceOp,
   reduceScatterOp,
   allReduceRmsNormOp,
+  moeRouteOp,
+  moeDispatchOp,
+  groupedMatmulOp,
+  groupedGluOp,
+  moeCombineOp,
   copyOp,
   stallOp,
 ]

@@ -25,6 +25,8 @@ export interface OpSpec extends OpSignature {
   readonly inPlace?: Readonly<Record<number, number>>
   /** Works on all rows at once, never on a part. */
   readonly whole?: boolean
+  /** Done for every part, though its output has rows of a fixed number: ops of routed experts. */
+  readonly perPart?: boolean
   /** Throws ERR_PROGRAM when shapes, dtypes or attribute values do not fit. */
   check(op: OpOperands): void
 }

@@ -3,7 +3,8 @@
  * normalised per head where weights are given, then rotated by the rope table.
  */
 
-import { definedAttrs, type OpDraft, type OpSpec } from './spec.ts'
+import type { ProgramBuffer } from '../program/types.ts'
+import { definedAttrs, type OpDraft, type OpOperands, type OpSpec } from './spec.ts'
 
 export const splitRopeCacheOp: OpSpec = {
   name: 'split_rope_cache',
@@ -29,13 +30,24 @@ export const splitRopeCacheOp: OpSpec = {
     op.activation(q, heads * headDim)
     op.alike(qkv, q)
     op.tokenRows(qkv, table)
-    op.weightVector(op.optionalInput(2), headDim)
-    op.weightVector(op.optionalInput(3), headDim)
+    checkNorm(op, op.optionalInput(2), heads, headDim)
+    checkNorm(op, op.optionalInput(3), kvHeads, headDim)
     op.kvCache(op.output(1), kvHeads, headDim)
     const normalised = op.optionalInput(2) !== undefined || op.optionalInput(3) !== undefined
     op.require(!normalised || op.has('eps'), 'q_norm and k_norm need eps')
     op.requireNotNegative('eps')
   },
+}
+
+/** Over each head, [headDim], or over all heads together where one rank has them all. */
+function checkNorm(
+  op: OpOperands,
+  weight: ProgramBuffer | undefined,
+  heads: number,
+  headDim: number,
+): void {
+  const together = op.program.tp === 1 && weight?.shape[0] === heads * headDim
+  op.weightVector(weight, together ? heads * headDim : headDim)
 }
 
 export function splitRopeCache(

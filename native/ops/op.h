@@ -123,6 +123,8 @@ struct OpDef {
   std::vector<AttrDef> attrs;
   bool collective = false;
   HostKernel (*prepare)(const OpInstance& instance);
+  // Waits for ranks of other attention groups: runs even where its own group has no rows.
+  bool across_groups = false;
 };
 
 // All ops, in the order of lib/ops/index.ts.

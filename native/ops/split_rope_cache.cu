@@ -139,6 +139,9 @@ CudaKernel prepare_cuda_split_rope_cache(const OpInstance& op, const CudaPlan&) 
   constant.rotary = static_cast<int32_t>(op.integer("rotary_dim"));
   constant.block_size = static_cast<int32_t>(op.program.limits.block_size);
   constant.eps = static_cast<float>(op.number_or("eps", 0));
+  for (const int norm : {2, 3})
+    op.require(op.input(norm) == nullptr || op.input(norm)->cols() == constant.head_dim,
+               "norms over all heads together are not available on CUDA");
   op.require(constant.head_dim <= 1024, "head_dim above 1024 on CUDA");
   op.require(op.program.limits.max_tokens * (constant.heads + 2 * constant.kv_heads) < INT32_MAX,
              "too many heads and tokens for one launch");

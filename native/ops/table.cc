@@ -19,6 +19,11 @@ HostKernel prepare_sample(const OpInstance& instance);
 HostKernel prepare_all_reduce(const OpInstance& instance);
 HostKernel prepare_reduce_scatter(const OpInstance& instance);
 HostKernel prepare_all_reduce_rms_norm(const OpInstance& instance);
+HostKernel prepare_moe_route(const OpInstance& instance);
+HostKernel prepare_moe_dispatch(const OpInstance& instance);
+HostKernel prepare_grouped_matmul(const OpInstance& instance);
+HostKernel prepare_grouped_glu(const OpInstance& instance);
+HostKernel prepare_moe_combine(const OpInstance& instance);
 HostKernel prepare_copy(const OpInstance& instance);
 HostKernel prepare_stall(const OpInstance& instance);
 
@@ -83,6 +88,43 @@ std::span<const OpDef> op_table() {
        {{"eps", "number"}, {"form", "string?"}},
        true,
        prepare_all_reduce_rms_norm},
+      {"moe_route",
+       {"logits", "bias?"},
+       {"ids", "weights"},
+       {{"score", "string"},
+        {"normalise", "boolean?"},
+        {"scale", "number?"},
+        {"groups", "number?"},
+        {"top_groups", "number?"},
+        {"group_score", "string?"}},
+       false,
+       prepare_moe_route},
+      {"moe_dispatch",
+       {"x", "ids"},
+       {"hidden", "rx_ids", "counts", "rows", "grouped", "offsets"},
+       {{"experts", "number"}, {"ep", "number"}},
+       true,
+       prepare_moe_dispatch,
+       true},
+      {"grouped_matmul",
+       {"x", "offsets", "weight", "bias?"},
+       {"y"},
+       {},
+       false,
+       prepare_grouped_matmul},
+      {"grouped_glu",
+       {"gate_up", "offsets"},
+       {"y"},
+       {{"activation", "string"}, {"alpha", "number?"}, {"limit", "number?"}},
+       false,
+       prepare_grouped_glu},
+      {"moe_combine",
+       {"expert_out", "rows", "ids", "weights", "shared?", "shared_gate?"},
+       {"y"},
+       {{"experts", "number"}, {"ep", "number"}},
+       true,
+       prepare_moe_combine,
+       true},
       {"copy", {"x"}, {"y"}, {}, false, prepare_copy},
       {"stall", {"x"}, {"x"}, {{"rank", "number"}, {"ms", "number"}}, false, prepare_stall},
   };

@@ -88,8 +88,9 @@ BoundOperand bind_operand(const Program& program, const View& view, const Weight
 }
 
 // The first output with rows of the step decides whether there is anything to do, else the first
-// such input.
+// such input. Ops across attention groups always run.
 int governing_span(const Program& program, const OpDesc& op) {
+  if (find_op(op.kind)->across_groups) return kFixedRows;
   for (const auto* views : {&op.outputs, &op.inputs})
     for (const View& view : *views)
       if (view.buffer >= 0)

@@ -19,6 +19,7 @@ import { TEST_DEVICE } from './device.ts'
 
 export interface BareOptions {
   readonly tp: number
+  readonly ep?: number
   readonly precision?: 'auto' | 'f32' | 'bf16'
   /** Part counts to compile programs for. */
   readonly parts: readonly number[]
@@ -34,21 +35,22 @@ const BLOCK_SIZE = 16
 type Section = readonly [kind: number, words: ArrayLike<number>]
 
 /** Header, table, sections; see lib/engine/step.ts. */
-function encodeEnvelope(sections: readonly Section[]): Int32Array {
+function encodeEnvelope(sections: readonly Section[], group: number): Int32Array {
   const words = [STEP_VERSION, 1, 0, 0, sections.length]
   let offset = words.length + 4 * sections.length
   for (const [kind, content] of sections) {
-    words.push(kind, 0, offset, content.length)
+    words.push(kind, group, offset, content.length)
     offset += content.length
   }
   for (const [, content] of sections) words.push(...Array.from(content))
   return Int32Array.from(words)
 }
 
-function sectionOf(words: Int32Array, kind: number): Int32Array {
+function sectionOf(words: Int32Array, kind: number, group: number): Int32Array {
   for (let entry = 0; entry < words[4]!; entry++) {
     const at = 5 + 4 * entry
-    if (words[at] === kind) return words.subarray(words[at + 2]!, words[at + 2]! + words[at + 3]!)
+    if (words[at] === kind && words[at + 1] === group)
+      return words.subarray(words[at + 2]!, words[at + 2]! + words[at + 3]!)
   }
   return new Int32Array(0)
 }
@@ -83,6 +85,7 @@ export class BareModel {
     const compiled = options.parts.map((parts) =>
       compileModel(model, {
         tensorParallel: options.tp,
+        expertParallel: options.ep ?? 1,
         parts,
         ...(options.stagger !== undefined && { stagger: options.stagger }),
         ...(options.lanes !== undefined && { lanes: options.lanes }),
@@ -99,8 +102,9 @@ export class BareModel {
         ...(options.maxModelLen !== undefined && { maxModelLen: options.maxModelLen }),
       }),
     )
+    const world = Math.max(options.tp, options.ep ?? 1)
     const runtime = new (loadBinding().Runtime)({
-      ranks: Array.from({ length: options.tp }, () => ({ device: TEST_DEVICE })),
+      ranks: Array.from({ length: world }, () => ({ device: TEST_DEVICE })),
       tp: options.tp,
       heapBytes: Math.max(...compiled.map(({ program }) => program.arenaBytes)),
       threadsPerRank: 1,
@@ -120,6 +124,9 @@ export class BareModel {
       throw error
     }
   }
+
+  /** The attention group that has the sequence; the others have no tokens. */
+  group = 0
 
   /** Runs `tokens` at `start` of the sequence; the first step of a sequence must start at 0. */
   async step(tokens: readonly number[], start: number, parts: number): Promise<StepOutcome> {
@@ -156,15 +163,18 @@ export class BareModel {
       const params = Array<number>(SLOT_PARAM_WORDS).fill(0).with(5, one).with(7, one)
       sections.push([STEP_SECTION.slotParams, params])
     }
-    const result = await this.runtime.submit(this.programs.get(parts)!, encodeEnvelope(sections))
-    const words = sectionOf(result, RESULT_SECTION.logits)
+    const result = await this.runtime.submit(
+      this.programs.get(parts)!,
+      encodeEnvelope(sections, this.group),
+    )
+    const words = sectionOf(result, RESULT_SECTION.logits, this.group)
     const { vocabSize } = this.model
     const logits = rows.map((row) => {
       const at = row * (vocabSize + 1)
       if (words[at] !== row) throw new Error(`no logits of row ${row}`)
       return new Float32Array(words.slice(at + 1, at + 1 + vocabSize).buffer)
     })
-    return { logits, sampled: sectionOf(result, RESULT_SECTION.sampled)[count - 1]! }
+    return { logits, sampled: sectionOf(result, RESULT_SECTION.sampled, this.group)[count - 1]! }
   }
 
   /** Logits of every token of a prompt, computed `chunk` tokens a step. */

@@ -22,6 +22,14 @@ export const DENSE_FAMILIES = [
   'gemma3',
 ] as const
 
+export const EXPERT_FAMILIES = [
+  'mixtral',
+  'qwen2-moe-shared',
+  'qwen3-moe',
+  'olmoe',
+  'glm4-moe',
+] as const
+
 export function goldenFolder(family: string): string {
   return fileURLToPath(new URL(`../fixtures/golden/${family}`, import.meta.url))
 }

@@ -60,7 +60,7 @@ export function runtimeOptions(ranks: number, heapBytes: number) {
 }
 
 /** Every arena buffer at bytes of its own, every op on one lane: nothing shares, order is serial. */
-export function placeApart(builder: ProgramBuilder): Program {
+export function placeApart(builder: Pick<ProgramBuilder, 'build'>): Program {
   const program = builder.build()
   let end = 0
   const buffers = program.buffers.map((buffer) => {
@@ -167,6 +167,7 @@ export class OpRuntime {
     try {
       runtime = new (loadBinding().Runtime)({
         ...runtimeOptions(program.world, Math.max(program.arenaBytes, ARENA_ALIGNMENT)),
+        tp: program.tp,
         cpuIsa: options.cpuIsa ?? 'auto',
         threadsPerRank: options.threadsPerRank ?? 1,
         waitTimeoutMs: options.waitTimeoutMs ?? 20_000,
@@ -235,16 +236,19 @@ export class OpRuntime {
   }
 }
 
-/** Words of a step of one attention group; keys are STEP_SECTION kinds. */
-export function encodeStep(sections: ReadonlyMap<number, ArrayLike<number>>): Int32Array {
-  const table = STEP_HEADER_WORDS + sections.size * STEP_SECTION_WORDS
-  const payload = [...sections.values()].reduce((sum, words) => sum + words.length, 0)
+/** Words of a step, sections by attention group; keys are STEP_SECTION kinds. */
+export function encodeStep(...groups: ReadonlyMap<number, ArrayLike<number>>[]): Int32Array {
+  const sections = groups.flatMap((group, index) =>
+    [...group].map(([kind, words]) => ({ kind, group: index, words })),
+  )
+  const table = STEP_HEADER_WORDS + sections.length * STEP_SECTION_WORDS
+  const payload = sections.reduce((sum, { words }) => sum + words.length, 0)
   const step = new Int32Array(table + payload)
-  step.set([STEP_VERSION, 1, 0, 0, sections.size])
+  step.set([STEP_VERSION, 1, 0, 0, sections.length])
   let entry = STEP_HEADER_WORDS
   let offset = table
-  for (const [kind, words] of sections) {
-    step.set([kind, 0, offset, words.length], entry)
+  for (const { kind, group, words } of sections) {
+    step.set([kind, group, offset, words.length], entry)
     step.set(Array.from(words), offset)
     entry += STEP_SECTION_WORDS
     offset += words.length

@@ -9,6 +9,7 @@ import type { TensorIndex } from '../../weights/safetensors.ts'
 import { configError, flag, integer, number, optionalInteger, unsupported } from '../config.ts'
 import type {
   DecoderSpec,
+  FeedForwardSpec,
   GatedFeedForwardSpec,
   GroupedAttentionSpec,
   LayerSpec,
@@ -20,6 +21,8 @@ import type {
 export interface Family {
   /** As in `architectures[0]` of config.json. */
   readonly architectures: readonly string[]
+  /** Config keys that change results, which most families do not know and this one reads. */
+  readonly implements?: readonly string[]
   describe(config: JsonObject, tensors: TensorIndex): FamilyModel
 }
 
@@ -83,7 +86,10 @@ export interface LayerChoices {
   readonly queryKeyValueBias?: boolean
   readonly outputBias?: boolean
   readonly feedForwardBias?: boolean
-  readonly queryKeyNorm?: boolean
+  /** `all`: over all heads together. */
+  readonly queryKeyNorm?: boolean | 'all'
+  /** In place of the gated one under `mlp`. */
+  readonly feedForward?: FeedForwardSpec | undefined
   readonly activation?: 'silu' | 'gelu_tanh'
   /** Norms multiply by 1 + weight. */
   readonly normOffset?: 1
@@ -114,7 +120,7 @@ export function conventionalLayer(
       dimensions,
       choices,
     ),
-    feedForward: feedForwardOf(`${base}mlp.`, dimensions, choices),
+    feedForward: choices.feedForward ?? feedForwardOf(`${base}mlp.`, dimensions, choices),
   }
 }
 
@@ -167,14 +173,15 @@ function attentionOf(
     ...(choices.queryKeyNorm && {
       queryNorm: normOf(`${base}q_norm`, dimensions, choices),
       keyNorm: normOf(`${base}k_norm`, dimensions, choices),
+      ...(choices.queryKeyNorm === 'all' && { normWidth: 'all' }),
     }),
   }
 }
 
-function feedForwardOf(
+export function feedForwardOf(
   base: string,
-  { intermediateSize }: Dimensions,
-  choices: LayerChoices,
+  { intermediateSize }: Pick<Dimensions, 'intermediateSize'>,
+  choices: Pick<LayerChoices, 'fused' | 'feedForwardBias' | 'activation'>,
 ): GatedFeedForwardSpec {
   const [gate, up] = choices.fused
     ? fusedLinears(`${base}gate_up_proj`, [intermediateSize, intermediateSize])

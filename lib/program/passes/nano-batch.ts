@@ -23,12 +23,14 @@ export function splitNanoBatches(program: Program, parts: number, stagger = 0): 
   }
   if (program.parts !== 1) throw new EngineError('ERR_PROGRAM', 'the program is already split')
   if (parts === 1) return program
+  const { buffers, copies } = copyForParts(program, parts)
   const ops: ProgramOp[] = []
   let pending: ProgramOp[][] = []
   const emitPending = () => {
     for (let slot = 0; slot < pending.length + stagger * (parts - 1); slot++) {
       for (let part = 0; part < parts; part++) {
-        for (const op of pending[slot - part * stagger] ?? []) ops.push(partOf(program, op, part))
+        for (const op of pending[slot - part * stagger] ?? [])
+          ops.push(partOf(program, op, part, copies))
       }
     }
     pending = []
@@ -42,12 +44,35 @@ export function splitNanoBatches(program: Program, parts: number, stagger = 0): 
     ops.push(...group)
   }
   emitPending()
-  return { ...program, parts, ops }
+  return { ...program, parts, buffers, ops }
+}
+
+/** copies.get(buffer)[part]: which buffer stands for one of fixed size in a part. */
+type PartCopies = ReadonlyMap<number, readonly number[]>
+
+/** What ops write for every part into buffers of fixed size, each part keeps in one of its own. */
+function copyForParts(program: Program, parts: number) {
+  const buffers = [...program.buffers]
+  const copies = new Map<number, readonly number[]>()
+  for (const { kind, outputs } of program.ops) {
+    if (!findOp(kind)?.perPart) continue
+    for (const { buffer } of outputs) {
+      const original = program.buffers[buffer]!
+      if (hasParts(original) || copies.has(buffer)) continue
+      const others = Array.from({ length: parts - 1 }, (_, i) => {
+        return buffers.push({ ...original, name: `${original.name}#${i + 1}` }) - 1
+      })
+      copies.set(buffer, [buffer, ...others])
+    }
+  }
+  return { buffers, copies }
 }
 
 /** Ops that see all rows at once: those that produce something else than token rows. */
 function isWhole(program: Program, op: ProgramOp): boolean {
-  return findOp(op.kind)?.whole === true || program.buffers[op.outputs[0]!.buffer]!.shape[0] !== 'T'
+  const spec = findOp(op.kind)
+  if (spec?.perPart) return false
+  return spec?.whole === true || program.buffers[op.outputs[0]!.buffer]!.shape[0] !== 'T'
 }
 
 /** Maximal runs of ops with the same lane, all split or all whole. */
@@ -66,10 +91,11 @@ function groupByLane(program: Program): ProgramOp[][] {
   return groups
 }
 
-function partOf(program: Program, op: ProgramOp, part: number): ProgramOp {
+function partOf(program: Program, op: ProgramOp, part: number, copies: PartCopies): ProgramOp {
   const narrow = (view: View, isRead: boolean): View => {
     const buffer = program.buffers[view.buffer]!
-    if (!hasParts(buffer)) return view
+    if (!hasParts(buffer))
+      return { ...view, buffer: copies.get(view.buffer)?.[part] ?? view.buffer }
     // Attention sees the keys of its own part and of those before it.
     return { ...view, part, ...(isRead && buffer.space === 'kv' && { upTo: true }) }
   }
