@@ -198,7 +198,7 @@ describe('refusals', () => {
     'more experts than the checkpoint has': [
       'mixtral',
       { num_local_experts: 9 },
-      'ERR_TENSOR_MISSING',
+      'ERR_TENSOR_SHAPE',
     ],
     'layers that are no list': ['qwen3-moe', { mlp_only_layers: 1 }, 'ERR_MODEL_CONFIG'],
     'groups that do not divide the experts': ['glm4-moe', { n_group: 3 }, 'ERR_MODEL_CONFIG'],
