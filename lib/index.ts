@@ -5,6 +5,7 @@ export { type Replay, replayEventLog } from './engine/event-log.ts'
 export type {
   ChatMessage,
   CloseOptions,
+  CompleteManyResult,
   CpuIsa,
   Decision,
   DeviceKind,
@@ -15,6 +16,7 @@ export type {
   FinishReason,
   ForwardResult,
   GenerateChunk,
+  GenerateManyRequest,
   GenerateRequest,
   GenerateResult,
   GenerateStream,

@@ -10,7 +10,7 @@ import { createEventRecorder, logConfig, type SchedulerEvent } from '../lib/sche
 import type { StepPlan } from '../lib/scheduler/plan.ts'
 import { ADMISSIONS, BUDGETS, ORDERS, VICTIMS } from '../lib/scheduler/policies/index.ts'
 import { replayEvents } from '../lib/scheduler/replay.ts'
-import type { Sequence } from '../lib/scheduler/sequence.ts'
+import { createForkGroup, donorOf, type Sequence } from '../lib/scheduler/sequence.ts'
 import { createRandom, type Random } from './support/random.ts'
 import { BLOCK, Driver, eager, hashWords } from './support/schedule-driver.ts'
 
@@ -75,7 +75,7 @@ class KvModel {
           if (isOut) this.#host[host] = this.#device[device]
           else this.#device[device] = this.#host[host]
         }
-    const problems: string[] = []
+    const problems = this.#copy(plan)
     for (let i = 0; i < plan.numSeqs; i++) {
       const sequence = plan.seqs[i]
       const end = plan.starts[i] + plan.counts[i]
@@ -90,6 +90,19 @@ class KvModel {
       }
     }
     requireAll(problems)
+  }
+
+  /** No order among the copies is promised: a destination stands once and is no source. */
+  #copy({ copies, numCopies }: StepPlan): string[] {
+    const pairs = copies.subarray(0, 2 * numCopies)
+    const sources = pairs.filter((_, at) => at % 2 === 0)
+    const destinations = new Set(pairs.filter((_, at) => at % 2 === 1))
+    for (let at = 0; at < pairs.length; at += 2)
+      for (let i = 0; i < BLOCK; i++)
+        this.#device[pairs[at + 1] * BLOCK + i] = this.#device[pairs[at] * BLOCK + i]
+    const isPlain =
+      destinations.size === numCopies && sources.every((source) => !destinations.has(source))
+    return isPlain ? [] : [`copies ${pairs}`]
   }
 
   /** Written before its token was known. */
@@ -189,7 +202,12 @@ function runTrace(seed: number, steps: number): TraceResult {
   }
   const plan = () => {
     const now = driver.now
-    const waited = [...all].filter((sequence) => sequence.state === 'waiting')
+    // A fork waits for its prompt whatever the time, as those do that it is computed with.
+    const waited = [...all].filter(
+      (sequence) =>
+        sequence.state === 'waiting' &&
+        (sequence.waitIndex >= 0 || donorOf(sequence) !== undefined),
+    )
     const planned = driver.plan()
     if (planned !== undefined) {
       checkPlan(driver, planned)
@@ -219,8 +237,7 @@ function runTrace(seed: number, steps: number): TraceResult {
   }
   for (let step = 0; step < steps; step++) {
     for (let arrivals = random.int(0, 2); arrivals > 0; arrivals--) {
-      const sequence = addRandom(driver, random)
-      if (sequence !== undefined) all.add(sequence)
+      for (const sequence of addRandom(driver, random)) all.add(sequence)
     }
     if (random.int(0, 3) === 0) {
       const alive = [...all].filter((sequence) => !ended.has(sequence))
@@ -253,25 +270,32 @@ function runTrace(seed: number, steps: number): TraceResult {
   return { driver, events, stats: driver.scheduler.stats(), sequences: all }
 }
 
-function addRandom(driver: Driver, random: Random): Sequence | undefined {
+/** One sequence, or several outputs of a prompt; fewer where the queue is full. */
+function addRandom(driver: Driver, random: Random): Sequence[] {
   const kinds = ['generate', 'generate', 'generate', 'score', 'forward'] as const
   const kind = kinds[random.int(0, 4)]
   const prompt = randomPrompt(random)
-  if (kind === 'score' && prompt.length === 1) return undefined
+  if (kind === 'score' && prompt.length === 1) return []
+  const numForks = kind === 'generate' && random.int(0, 3) === 0 ? random.int(2, 5) : 0
+  const added: Sequence[] = []
   try {
-    return driver.add(prompt, random.int(1, 40), {
+    const group = numForks > 0 ? createForkGroup() : undefined
+    const options = {
       kind,
+      ...(group !== undefined && { group }),
       priority: random.int(0, 2),
       ...(random.int(0, 2) > 0 && { program: `program ${random.int(0, 3)}` }),
       ...(random.int(0, 2) === 0 && { tpotTargetMs: random.int(1, 4) }),
       isConstrained: kind === 'generate' && random.int(0, 4) === 0,
       pinTtlMs: random.int(0, 3) === 0 ? random.int(1, 40) : 0,
       salt: random.int(0, 5) === 0 ? 'other' : '',
-    })
+    }
+    do added.push(driver.add(prompt, random.int(1, 40), options))
+    while (added.length < numForks)
   } catch (error) {
     expect(['ERR_QUEUE_FULL', 'ERR_KV_EXHAUSTED']).toContain((error as EngineError).code)
-    return undefined
   }
+  return added
 }
 
 function checkEnd(driver: Driver, all: ReadonlySet<Sequence>, ended: ReadonlySet<Sequence>): void {
@@ -325,6 +349,7 @@ describe('Scheduler on random traces', () => {
   it('reaches the interesting states in those traces', () => {
     expect(Math.min(...Object.values(totals))).toBeGreaterThan(500)
     const rare = ['pinned', 'admitted_overdue', 'stalled_blocks', 'deferred_budget', 'deadline']
+    rare.push('forked', 'wait_fork')
     expect(rare.filter((reason) => (reasons.get(reason) ?? 0) < 100)).toEqual([])
   })
 

@@ -2,6 +2,7 @@
 
 import { describe, expect, it } from 'vitest'
 import { EngineError } from '../lib/errors.ts'
+import { createForkGroup } from '../lib/scheduler/sequence.ts'
 import { Driver, eager } from './support/schedule-driver.ts'
 
 const code = (run: () => unknown): string => {
@@ -95,6 +96,62 @@ describe('Scheduler', () => {
   it('refuses a configuration in which decodes may not fit a step', () => {
     expect(code(() => new Driver({ maxNumBatchedTokens: 7 }))).toBe('ERR_USAGE')
     expect(code(() => new Driver({ maxRows: 7 }))).toBe('ERR_USAGE')
+  })
+
+  it('admits what was refused for its blocks although a pin has taken them since', () => {
+    const driver = new Driver({ numBlocks: 16 })
+    driver.add(12, 3, { pinTtlMs: 1e6 })
+    const waiting = driver.add(56, 2)
+    driver.drain()
+    expect(waiting.state).toBe('ended')
+  })
+
+  it('computes the prompt of several outputs once and copies its last block', () => {
+    const driver = new Driver({ prefixCache: false })
+    const group = createForkGroup()
+    const prompt = Array.from({ length: 10 }, (_, i) => 50 + i)
+    const forks = [0, 1, 2].map(() => driver.add(prompt, 3, { group }))
+    const first = driver.plan()
+    expect(forks.map(({ state }) => state)).toEqual(['running', 'waiting', 'waiting'])
+    expect(first?.numCopies).toBe(0)
+    const second = driver.plan()
+    expect(driver.log).toEqual(['0:0+10', '0:10+1 1:9+1 2:9+1'])
+    const [leader, ...others] = forks.map(({ blocks }) => Array.from(blocks.subarray(0, 3)))
+    for (const blocks of others) expect(blocks.slice(0, 2)).toEqual(leader.slice(0, 2))
+    expect(new Set([leader, ...others].map((blocks) => blocks[2])).size).toBe(3)
+    expect(Array.from(second?.copies.subarray(0, 4) ?? [])).toEqual(
+      others.flatMap((blocks) => [leader[2], blocks[2]]),
+    )
+    expect(driver.scheduler.blocks.numUsed).toBe(5)
+    expect(forks.map(({ numCachedTokens }) => numCachedTokens)).toEqual([0, 9, 9])
+    driver.drain()
+  })
+
+  it('copies nothing where the last prompt token begins a block, or is alone', () => {
+    for (const length of [1, 9]) {
+      const driver = new Driver()
+      const group = createForkGroup()
+      for (let i = 0; i < 4; i++) driver.add(Array(length).fill(7), 6, { group })
+      driver.plan()
+      expect(driver.plan()?.numCopies).toBe(0)
+      driver.drain()
+    }
+  })
+
+  it('hands the prompt on when the output that computes it is cancelled', () => {
+    const driver = new Driver({ prefixCache: false, maxNumBatchedTokens: 16 })
+    const group = createForkGroup()
+    const forks = [0, 1, 2].map(() => driver.add(Array(40).fill(9), 3, { group }))
+    driver.plan()
+    const later = driver.add(5, 3)
+    driver.scheduler.end(forks[0], 'cancelled')
+    expect(driver.scheduler.queuePosition(forks[1])).toBe(0)
+    expect(driver.scheduler.queuePosition(later)).toBe(1)
+    driver.drain()
+    expect(forks.map(({ numConfirmed }) => numConfirmed)).toEqual([40, 43, 43])
+    const chunks = driver.log.join(' ').split(' ')
+    expect(chunks.filter((chunk) => chunk.startsWith('1:')).at(0)).toMatch(/^1:0\+/)
+    expect(chunks.filter((chunk) => chunk.startsWith('2:')).at(0)).toBe('2:39+1')
   })
 
   it('starts with cached blocks and leaves at least one token to compute', () => {

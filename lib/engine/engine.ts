@@ -17,29 +17,35 @@ import { assembleEngine, type EngineParts } from './assemble.ts'
 import { Constraints } from './constraints.ts'
 import { type ControlOptions, RequestControl } from './control.ts'
 import { hashPlanWords } from './event-log.ts'
+import { collectOutput, type GenerationContext, openGeneration, totalUsage } from './generation.ts'
 import { JobFactory } from './job-factory.ts'
-import type { GenerateSink, Job, PromptSink } from './jobs.ts'
-import { checkEngineOptions, checkGenerateRequest, checkScoreOptions } from './known-options.ts'
+import type { Job, PromptSink } from './jobs.ts'
+import {
+  checkEngineOptions,
+  checkGenerateManyRequest,
+  checkGenerateRequest,
+  checkScoreOptions,
+} from './known-options.ts'
 import { StepLoop } from './loop.ts'
 import { checkTokens, promptTokens } from './prompt.ts'
 import { StepEncoder } from './step.ts'
 import { StepLog } from './step-log.ts'
-import { ChunkStream } from './stream.ts'
 import type {
   CloseOptions,
+  CompleteManyResult,
   EngineInfo,
   EngineOptions,
   EngineStats,
   Explanation,
   FinishReason,
   ForwardResult,
+  GenerateManyRequest,
   GenerateRequest,
   GenerateResult,
   GenerateStream,
   ScoreOptions,
   ScoreResult,
   StepRecord,
-  TokenLogprob,
 } from './types.ts'
 
 /** Ended requests that `explain` still knows. */
@@ -56,6 +62,7 @@ export class Engine implements AsyncDisposable {
   readonly #loop: StepLoop
   readonly #stepLog: StepLog
   readonly #constraints: Constraints
+  readonly #generation: GenerationContext
   readonly #controls = new Map<number, RequestControl>()
   readonly #ended = new Map<number, Explanation>()
   readonly #finished: Record<FinishReason, number> = { stop: 0, length: 0, abort: 0 }
@@ -98,6 +105,14 @@ export class Engine implements AsyncDisposable {
       this.#scheduler.resume(sequence)
       this.#loop.wake()
     })
+    this.#generation = {
+      jobs: this.#jobs,
+      loop: this.#loop,
+      constraints: this.#constraints,
+      requireOpen: () => this.#requireOpen(),
+      promptTokens: (request) => promptTokens(request, this.#promptContext()),
+      reasonOf: (error) => this.#reasonOf(error),
+    }
   }
 
   /** Undefined: the folder has no tokenizer.json, and requests need `tokens`. */
@@ -119,99 +134,43 @@ export class Engine implements AsyncDisposable {
    * The iterator rejects with an EngineError: ERR_ABORTED, ERR_DEADLINE, ERR_QUEUE_FULL, …
    */
   generate(request: GenerateRequest): GenerateStream {
-    let job: Job | undefined
-    let control: RequestControl | undefined
-    const leave = (error: EngineError) => {
-      control?.disarm()
-      if (job !== undefined) this.#loop.cancel(job, error)
-    }
-    const stream = new ChunkStream(
-      () => {
-        start().catch((error: unknown) => {
-          const reason = this.#reasonOf(error)
-          stream.fail(reason)
-          leave(reason)
-        })
-      },
-      () => leave(new EngineError('ERR_ABORTED', 'the consumer stopped reading')),
-    )
-    const sink: GenerateSink = {
-      push: (chunk) => {
-        stream.push(chunk)
-        if (chunk.finishReason !== undefined) stream.end()
-      },
-      fail: (error) => stream.fail(error),
-    }
-    const start = async () => {
-      const arrivalMs = performance.now()
-      checkGenerateRequest(request)
-      this.#requireOpen()
-      control = new RequestControl(request, (error) => {
-        stream.fail(error)
-        leave(error)
-      })
-      control.throwIfStopped()
-      const tokens = await promptTokens(request, this.#promptContext())
-      control.throwIfStopped()
-      const constraint = await this.#constraints.open(request, (error) => {
-        stream.fail(error)
-        leave(error)
-      })
-      if (stream.isEnded) {
-        constraint?.matcher.close()
-        return
-      }
-      let created: Job
-      try {
-        this.#requireOpen()
-        created = this.#jobs.generate(request, tokens, arrivalMs, sink, constraint)
-        this.#loop.add(created)
-      } catch (error) {
-        constraint?.matcher.close()
-        throw error
-      }
-      job = created
-      this.#controls.set(created.sequence.id, control)
-      try {
-        request.onQueued?.(created.sequence.id)
-      } catch (error) {
-        // The caller's own error goes back to the caller as it is.
-        stream.fail(error)
-        leave(new EngineError('ERR_ABORTED', 'onQueued threw', { cause: error }))
-      }
-    }
-    return stream
+    const check = () => checkGenerateRequest(request)
+    return openGeneration(request, 1, this.#generation, check)[0]
+  }
+
+  /**
+   * Streams `n` outputs of one prompt, which is computed once. All are queued with the first read of
+   * any stream; leaving one cancels that output only. Throws ERR_USAGE for unknown names or `n`.
+   */
+  generateMany(request: GenerateManyRequest): GenerateStream[] {
+    checkGenerateManyRequest(request)
+    return openGeneration(request, request.n, this.#generation)
   }
 
   /** Generates to the end. Rejects like `generate`. */
   async complete(request: GenerateRequest): Promise<GenerateResult> {
-    let id = -1
-    let text = ''
-    const tokens: number[] = []
-    const logprobs: TokenLogprob[] = []
     checkGenerateRequest(request)
-    const onQueued = (queued: number) => {
-      id = queued
-      request.onQueued?.(queued)
+    return (await this.completeMany({ ...request, n: 1 })).choices[0]
+  }
+
+  /** Generates `n` outputs of one prompt to their ends. Rejects with the first failure. */
+  async completeMany(request: GenerateManyRequest): Promise<CompleteManyResult> {
+    const ids: number[] = []
+    const onQueued = (id: number, index: number) => {
+      ids[index] = id
+      request.onQueued?.(id, index)
     }
-    for await (const chunk of this.generate({ ...request, onQueued })) {
-      text += chunk.text
-      for (const token of chunk.tokens) tokens.push(token)
-      for (const logprob of chunk.logprobs ?? []) logprobs.push(logprob)
-      const { finishReason, stopReason, usage, timings } = chunk
-      if (finishReason === undefined || usage === undefined || timings === undefined) continue
+    checkGenerateManyRequest(request)
+    const streams = this.generateMany({ ...request, onQueued })
+    try {
+      const outputs = await Promise.all(streams.map(collectOutput))
       return {
-        id,
-        text,
-        tokens,
-        ...(chunk.logprobs !== undefined && { logprobs }),
-        finishReason,
-        ...(stopReason !== undefined && { stopReason }),
-        usage,
-        timings,
+        choices: outputs.map((output, index) => ({ id: ids[index], ...output })),
+        usage: totalUsage(outputs.map(({ usage }) => usage)),
       }
+    } finally {
+      for (const stream of streams) void stream.return()
     }
-    throw new EngineError('ERR_INTERNAL', 'a stream ended without a reason')
   }
 
   /** The token ids that a request's prompt, messages or tokens become. */
@@ -377,7 +336,7 @@ export class Engine implements AsyncDisposable {
     this.#controls.get(sequence.id)?.disarm()
     this.#controls.delete(sequence.id)
     this.#finished[reason]++
-    if (sequence.firstPlannedMs >= 0) this.#promptTokens += sequence.promptLen
+    if (countsPrompt(sequence)) this.#promptTokens += sequence.promptLen
     this.#generatedTokens += sequence.numConfirmed - sequence.promptLen
     this.#ended.set(sequence.id, this.#explain(sequence))
     if (this.#ended.size > MAX_REMEMBERED) {
@@ -425,6 +384,13 @@ function schedulerConfig(parts: EngineParts): SchedulerConfig {
   eventLog.write(logConfig(config))
   const observer = createEventRecorder(hashPlanWords, (event) => eventLog.write(event))
   return { ...config, observer }
+}
+
+/** Outputs of one prompt count it once. */
+function countsPrompt(sequence: Sequence): boolean {
+  if (sequence.firstPlannedMs < 0) return false
+  const { group } = sequence
+  return group?.members.find(({ firstPlannedMs }) => firstPlannedMs >= 0) === sequence || !group
 }
 
 function closedError(): EngineError {

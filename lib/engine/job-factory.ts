@@ -3,7 +3,13 @@
 import { randomBytes } from 'node:crypto'
 import { EngineError } from '../errors.ts'
 import type { ProgramAccount } from '../scheduler/programs.ts'
-import { createSequence, type Sequence, type SequenceKind } from '../scheduler/sequence.ts'
+import {
+  createSequence,
+  type ForkGroup,
+  type Sequence,
+  type SequenceKind,
+  type SequenceOptions,
+} from '../scheduler/sequence.ts'
 import type { EngineParts } from './assemble.ts'
 import {
   type Constraint,
@@ -16,7 +22,7 @@ import {
   ScoreJob,
 } from './jobs.ts'
 import { GenerateOutput } from './output.ts'
-import { resolveSampling, type Sampling, samplingRowFlags } from './sampling.ts'
+import { derivedSeed, resolveSampling, type Sampling, samplingRowFlags } from './sampling.ts'
 import type { GenerateRequest } from './types.ts'
 
 const MAX_NAME_LENGTH = 1024
@@ -27,6 +33,15 @@ export interface SequenceSources {
   /** Where the prefix chain of a salt starts. */
   readonly cacheRoot: (salt: string) => Int32Array
   readonly program: (name: string) => ProgramAccount
+}
+
+/** What is particular to one of several outputs of a prompt. */
+export interface OutputOptions {
+  /** From 0: its seed is derived from it. */
+  readonly index: number
+  readonly constraint?: Constraint | undefined
+  /** Undefined: the only output. */
+  readonly group?: ForkGroup | undefined
 }
 
 export class JobFactory {
@@ -45,17 +60,18 @@ export class JobFactory {
     tokens: readonly number[],
     arrivalMs: number,
     sink: GenerateSink,
-    constraint?: Constraint,
+    { index, constraint, group }: OutputOptions,
   ): GenerateJob {
     const { defaults, eosTokenIds, tokenizer, info } = this.#parts
     const { vocabSize, maxModelLen } = info
-    const sampling = resolveSampling(request, {
+    const resolved = resolveSampling(request, {
       defaults,
       eosTokenIds,
       vocabSize,
       room: maxModelLen - tokens.length,
       randomSeed: () => randomBytes(8).readBigUInt64LE(),
     })
+    const sampling = { ...resolved, seed: derivedSeed(resolved.seed, index) }
     if (sampling.stopStrings.length > 0 && tokenizer === undefined)
       throw new EngineError(
         'ERR_TOKENIZER',
@@ -64,8 +80,10 @@ export class JobFactory {
     const skipSpecialTokens = request.skipSpecialTokens ?? true
     const detokenizer = tokenizer?.detokenizer({ skipSpecialTokens })
     const output = new GenerateOutput(sampling, detokenizer, skipSpecialTokens)
-    const isConstrained = constraint !== undefined
-    const sequence = this.#generateSequence(request, tokens, arrivalMs, sampling, isConstrained)
+    const sequence = this.#generateSequence(request, tokens, arrivalMs, sampling, {
+      isConstrained: constraint !== undefined,
+      ...(group !== undefined && { group }),
+    })
     return new GenerateJob(sequence, sampling, output, sink, constraint)
   }
 
@@ -83,7 +101,7 @@ export class JobFactory {
     prompt: readonly number[],
     arrivalMs: number,
     sampling: Sampling,
-    isConstrained: boolean,
+    more: Pick<SequenceOptions, 'isConstrained' | 'group'>,
   ): Sequence {
     const { cacheSalt = '', program, priority = 0, tpotTargetMs, pinTtlMs = 0 } = request
     requireName(cacheSalt, 'cacheSalt')
@@ -107,7 +125,7 @@ export class JobFactory {
       readsCache: true,
       rowFlags: samplingRowFlags(sampling),
       minLen: sampling.minTokens > 0 ? prompt.length + sampling.minTokens : 0,
-      isConstrained,
+      ...more,
     })
   }
 

@@ -4,7 +4,9 @@
  */
 
 import { EngineError } from '../errors.ts'
-import type { EngineOptions, GenerateRequest, ScoreOptions } from './types.ts'
+import type { EngineOptions, GenerateManyRequest, GenerateRequest, ScoreOptions } from './types.ts'
+
+const MAX_OUTPUTS = 16
 
 /** One entry per key of T; the type keeps the list complete. */
 type Names<T> = Readonly<Record<keyof Required<T>, true>>
@@ -74,6 +76,8 @@ const GENERATE_REQUEST: Names<GenerateRequest> = {
   topLogprobs: true,
 }
 
+const GENERATE_MANY_REQUEST: Names<GenerateManyRequest> = { ...GENERATE_REQUEST, n: true }
+
 /** Names people know from other engines. */
 const ALIASES: Readonly<Record<string, string>> = {
   tp: 'tensorParallel',
@@ -95,6 +99,14 @@ export function checkEngineOptions(options: EngineOptions): void {
 /** ERR_USAGE unless `request` is an object that names request fields only. */
 export function checkGenerateRequest(request: GenerateRequest): void {
   requireNames(request, GENERATE_REQUEST, 'the request')
+}
+
+/** The same for several outputs; and ERR_USAGE unless `n` is 1..16. */
+export function checkGenerateManyRequest(request: GenerateManyRequest): void {
+  requireNames(request, GENERATE_MANY_REQUEST, 'the request')
+  const { n } = request
+  if (!(Number.isInteger(n) && n >= 1 && n <= MAX_OUTPUTS))
+    throw new EngineError('ERR_USAGE', `n must be a whole number from 1 to ${MAX_OUTPUTS}`)
 }
 
 /** ERR_USAGE unless `options` is an object that names options of forward and score only. */

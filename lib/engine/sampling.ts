@@ -240,3 +240,14 @@ export function requireToken(id: unknown, option: string, vocabSize: number): vo
   if (!Number.isInteger(id) || (id as number) < 0 || (id as number) >= vocabSize)
     throw usage(option, `holds ${String(id)}, which is not a token id from 0 to ${vocabSize - 1}`)
 }
+
+const GOLDEN_GAMMA = 0x9e3779b97f4a7c15n
+
+/** Seed of output `index`: `seed` for the first, then its SplitMix64 sequence (Steele et al., 2014). */
+export function derivedSeed(seed: bigint, index: number): bigint {
+  if (index === 0) return seed
+  let z = BigInt.asUintN(64, seed + BigInt(index) * GOLDEN_GAMMA)
+  z = BigInt.asUintN(64, (z ^ (z >> 30n)) * 0xbf58476d1ce4e5b9n)
+  z = BigInt.asUintN(64, (z ^ (z >> 27n)) * 0x94d049bb133111ebn)
+  return z ^ (z >> 31n)
+}

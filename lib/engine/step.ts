@@ -139,7 +139,8 @@ export class StepEncoder {
       8 +
       lists.filter((list) => list.length > 0).length +
       (swapOuts.length > 0 ? 1 : 0) +
-      (swapIns.length > 0 ? 1 : 0)
+      (swapIns.length > 0 ? 1 : 0) +
+      (plan.numCopies > 0 ? 1 : 0)
     const header = STEP_HEADER_WORDS + numSections * STEP_SECTION_WORDS
     const size =
       header +
@@ -150,7 +151,8 @@ export class StepEncoder {
       4 * plan.numRows +
       lists.reduce((sum, list) => sum + list.length, 0) +
       swapOuts.length +
-      swapIns.length
+      swapIns.length +
+      2 * plan.numCopies
     const words = this.#nextBuffer(size)
     words[0] = STEP_VERSION
     words[1] = plan.id | 0
@@ -171,6 +173,7 @@ export class StepEncoder {
     this.#encodeList(STEP_SECTION.slotBias, updates.bias, group)
     this.#encodeList(STEP_SECTION.swapOut, swapOuts, group)
     this.#encodeList(STEP_SECTION.swapIn, swapIns, group)
+    this.#encodeCopies(plan, group)
     this.#encodeList(STEP_SECTION.allowedTokens, updates.allowed, group)
     return words.subarray(0, size)
   }
@@ -231,6 +234,12 @@ export class StepEncoder {
       }
       firstRow += count
     }
+  }
+
+  #encodeCopies({ copies, numCopies }: StepPlan, group: number): void {
+    if (numCopies === 0) return
+    const at = this.#section(STEP_SECTION.blockCopies, group, 2 * numCopies)
+    for (let i = 0; i < 2 * numCopies; i++) this.#words[at + i] = copies[i]
   }
 
   #encodeList(kind: number, list: Words, group: number): void {

@@ -80,11 +80,11 @@ export class ChunkStream implements GenerateStream {
   }
 
   return(): Promise<IteratorResult<GenerateChunk>> {
-    const wasOpen = this.#state === 'open'
+    const wasEnded = this.#state === 'ended'
     this.#pending = []
     this.#error = undefined
     this.end()
-    if (wasOpen) this.#cancel()
+    if (!wasEnded) this.#cancel()
     return Promise.resolve(DONE)
   }
 

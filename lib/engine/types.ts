@@ -167,8 +167,21 @@ export interface GenerateRequest extends SamplingOptions {
   /** Time from now after which the request fails with ERR_DEADLINE. */
   readonly deadlineMs?: number
   readonly signal?: AbortSignal
-  /** Called with the request's id (for `explain`) once it is queued. */
-  readonly onQueued?: (id: number) => void
+  /**
+   * Called with the request's id (for `explain`) once it is queued; with several outputs for each of
+   * them in order of its `index`, else that is 0.
+   */
+  readonly onQueued?: (id: number, index: number) => void
+}
+
+/**
+ * `n` outputs of one prompt. The prompt is computed once and its KV blocks are shared; each output
+ * has a seed of its own, derived from `seed` where that is given, and its own end. `signal` and
+ * `deadlineMs` end all of them.
+ */
+export interface GenerateManyRequest extends GenerateRequest {
+  /** 1..16. */
+  readonly n: number
 }
 
 /** `abort` is what `explain` and `stats` report of a request that failed or was cancelled. */
@@ -223,6 +236,13 @@ export interface GenerateResult {
   readonly stopReason?: string | number
   readonly usage: Usage
   readonly timings: Timings
+}
+
+export interface CompleteManyResult {
+  /** In order of their index. `usage.promptTokens` of each is the whole prompt. */
+  readonly choices: readonly GenerateResult[]
+  /** Of all together: the prompt counts once. */
+  readonly usage: Usage
 }
 
 /** `return()` cancels the request; breaking out of `for await` calls it. */

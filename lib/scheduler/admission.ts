@@ -9,7 +9,7 @@ import type { SequenceMemory } from './memory.ts'
 import type { StepPlan } from './plan.ts'
 import type { AdmissionRefusal, Reason } from './policy.ts'
 import type { BlockProjection } from './projection.ts'
-import { recordDecision, type Sequence } from './sequence.ts'
+import { donorOf, recordDecision, type Sequence } from './sequence.ts'
 import type { SwapSpace } from './swap.ts'
 
 /** A prompt that found too few blocks is looked up again when more are available, or after this many steps. */
@@ -58,9 +58,10 @@ export class Admission {
     if (needsSlot && memory.numFreeSlots === 0) return 'wait_slot'
     if (this.#isStillRefused(sequence, plan.id)) return sequence.refusal
 
-    let verdict = this.#takeBlocks(sequence, running)
+    const donor = sequence.state === 'waiting' ? donorOf(sequence) : undefined
+    let verdict = this.#takeBlocks(sequence, donor, running, plan)
     while (verdict !== undefined && memory.pins.breakOldest())
-      verdict = this.#takeBlocks(sequence, running)
+      verdict = this.#takeBlocks(sequence, donor, running, plan)
     if (verdict !== undefined) {
       sequence.refusal = verdict
       sequence.refusedStep = plan.id
@@ -70,6 +71,11 @@ export class Admission {
     sequence.refusal = undefined
     recordDecision(sequence, reason, plan.id)
     if (needsSlot) memory.takeSlot(sequence)
+    if (donor !== undefined) {
+      sequence.numCachedTokens = sequence.numComputed
+      recordDecision(sequence, 'forked', plan.id)
+      return undefined
+    }
     if (sequence.state === 'waiting' && memory.readsCache(sequence)) {
       sequence.numCachedTokens = sequence.numComputed
       this.#prefixQueries += sequence.promptLen
@@ -84,23 +90,31 @@ export class Admission {
   }
 
   #isStillRefused(sequence: Sequence, step: number): boolean {
-    const { pool } = this.#memory
+    const { pool, pins } = this.#memory
     return (
       sequence.refusal !== undefined &&
       pool.numUsed > 0 &&
+      // One that was added since then has to give way.
+      pins.numPins === 0 &&
       pool.numAvailable <= sequence.refusedAvailable &&
       step < sequence.refusedStep + RETRY_STEPS
     )
   }
 
   /** Takes all its blocks, or none and says why. */
-  #takeBlocks(sequence: Sequence, running: readonly Sequence[]): AdmissionRefusal | undefined {
+  #takeBlocks(
+    sequence: Sequence,
+    donor: Sequence | undefined,
+    running: readonly Sequence[],
+    plan: StepPlan,
+  ): AdmissionRefusal | undefined {
     const memory = this.#memory
     const { pool } = memory
     const { numBlocks, policy } = this.#config
     const available = pool.numAvailable
     const alone = pool.numUsed === 0
-    const needed = memory.takeCached(sequence)
+    const needed =
+      donor === undefined ? memory.takeCached(sequence) : memory.takeShared(sequence, donor)
     const verdict = policy.admission.decide({
       // Cached blocks it has just taken were available before, like those it still needs.
       neededBlocks: needed + (available - pool.numAvailable),
@@ -118,7 +132,8 @@ export class Admission {
         'ERR_INTERNAL',
         `policy ${policy.admission.name} admitted a sequence that needs ${needed} blocks with ${pool.numAvailable} available`,
       )
-    memory.takeRest(sequence, needed)
+    if (donor === undefined) memory.takeRest(sequence, needed)
+    else memory.takeForked(sequence, donor, plan)
     return undefined
   }
 }

@@ -42,6 +42,8 @@ export type SchedulerEvent =
       readonly cacheRoot: readonly number[]
       readonly readsCache: boolean
       readonly isConstrained: boolean
+      /** Id of the first sequence of its fork group, its own included. */
+      readonly forkOf?: number
     }
   | { readonly type: 'resume'; readonly id: number }
   | { readonly type: 'end'; readonly id: number; readonly reason: EndReason }
@@ -102,6 +104,7 @@ export function createEventRecorder(
         cacheRoot: Array.from(sequence.cacheRoot),
         readsCache: sequence.readsCache,
         isConstrained: sequence.isConstrained,
+        ...(sequence.group !== undefined && { forkOf: sequence.group.members[0].id }),
       })
     },
     resumed: (sequence) => write({ type: 'resume', id: sequence.id }),
@@ -117,7 +120,7 @@ export function createEventRecorder(
   }
 }
 
-/** Hashes plans: which tokens of which sequences in which blocks, and which blocks are swapped. */
+/** Hashes plans: which tokens of which sequences in which blocks, and which blocks are copied. */
 export function createPlanHasher(hash: PlanHash): (plan: StepPlan) => string {
   let words = new Int32Array(1024)
   let length = 0
@@ -146,6 +149,8 @@ export function createPlanHasher(hash: PlanHash): (plan: StepPlan) => string {
       push(runs.length)
       for (let i = 0; i < runs.length; i++) push(runs.word(i))
     }
+    push(plan.numCopies)
+    for (let i = 0; i < 2 * plan.numCopies; i++) push(plan.copies[i])
     return hash(words.subarray(0, length))
   }
 }

@@ -8,6 +8,7 @@ import { BlockPool } from '../kv/block-pool.ts'
 import { PrefixCache } from '../kv/prefix-cache.ts'
 import { PrefixPins } from '../kv/prefix-pins.ts'
 import type { SchedulerConfig } from './config.ts'
+import { addBlockCopy, type StepPlan } from './plan.ts'
 import { computeTarget, finalTarget, type Sequence } from './sequence.ts'
 
 export class SequenceMemory {
@@ -79,6 +80,36 @@ export class SequenceMemory {
     sequence.numEntered = hits
     sequence.numComputed = hits * this.#blockSize
     sequence.numSettled = sequence.numComputed
+  }
+
+  /**
+   * Like takeCached, from a running sequence with the same prompt (donorOf): takes all blocks before
+   * the last prompt token, whose logits it needs.
+   */
+  takeShared(sequence: Sequence, donor: Sequence): number {
+    const shared = Math.floor((sequence.promptLen - 1) / this.#blockSize)
+    sequence.blocks = new Int32Array(Math.ceil(finalTarget(sequence) / this.#blockSize))
+    for (let i = 0; i < shared; i++) {
+      this.pool.retain(donor.blocks[i])
+      sequence.blocks[i] = donor.blocks[i]
+    }
+    sequence.numBlocks = shared
+    return Math.ceil(sequence.promptLen / this.#blockSize) - shared
+  }
+
+  /**
+   * After takeShared: takes a block of its own for the prompt's last tokens. What the donor's holds
+   * of them is copied with the step `plan`, before anything is computed.
+   */
+  takeForked(sequence: Sequence, donor: Sequence, plan: StepPlan): void {
+    const shared = sequence.numBlocks
+    this.takeRest(sequence, 1)
+    const { numComputed } = sequence
+    sequence.numEntered = 0
+    sequence.numComputed = sequence.promptLen - 1
+    sequence.numSettled = sequence.numComputed
+    if (sequence.numComputed > numComputed)
+      addBlockCopy(plan, donor.blocks[shared], sequence.blocks[shared])
   }
 
   /** How much of its tokens the cache knows, for ordering; returns the blocks hashed. */

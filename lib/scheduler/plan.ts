@@ -18,6 +18,9 @@ export interface StepPlan {
   /** KV blocks to copy before anything else: first those to the host, then those back. */
   readonly swapOuts: BlockRuns
   readonly swapIns: BlockRuns
+  /** [numCopies · 2] {source, destination} blocks: copies on the device, behind the swaps. */
+  readonly copies: Int32Array
+  numCopies: number
   /** [numSeqs]; entries beyond are placeholders. */
   readonly seqs: Sequence[]
   /** [numSeqs] first position each sequence computes. */
@@ -55,6 +58,8 @@ export function createPlan(maxSeqs: number): StepPlan {
     context: 0,
     swapOuts: new BlockRuns(),
     swapIns: new BlockRuns(),
+    copies: new Int32Array(2 * maxSeqs),
+    numCopies: 0,
     seqs: new Array<Sequence>(maxSeqs).fill(NOBODY),
     starts: new Int32Array(maxSeqs),
     counts: new Int32Array(maxSeqs),
@@ -96,6 +101,13 @@ export function appendToPlan(
   sequence.inFlight++
 }
 
+/** At most one for each sequence that the plan names. */
+export function addBlockCopy(plan: StepPlan, source: number, destination: number): void {
+  plan.copies[2 * plan.numCopies] = source
+  plan.copies[2 * plan.numCopies + 1] = destination
+  plan.numCopies++
+}
+
 /** Lets go of the sequences, so that ended ones can be collected. */
 export function clearPlan(plan: StepPlan): void {
   plan.seqs.fill(NOBODY, 0, plan.numSeqs)
@@ -105,4 +117,5 @@ export function clearPlan(plan: StepPlan): void {
   plan.context = 0
   plan.swapOuts.clear()
   plan.swapIns.clear()
+  plan.numCopies = 0
 }

@@ -15,6 +15,8 @@ export type Reason =
   | 'resumed' // admitted again after preemption
   | 'swapped_in' // resumed with blocks copied back from the host
   | 'prefix_hit' // began with cached blocks
+  | 'wait_fork' // its prompt is computed for another output, whose blocks it will share
+  | 'forked' // began with the blocks of another output of its prompt
   | 'prefill' // computed a chunk of its prompt
   | 'decode'
   | 'deferred_budget' // in the running set, but the step had no tokens or rows left

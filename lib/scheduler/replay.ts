@@ -14,7 +14,7 @@ import { createPolicy } from './policies/index.ts'
 import type { SchedulingPolicy } from './policy.ts'
 import { createAccount, type ProgramAccount } from './programs.ts'
 import { Scheduler } from './scheduler.ts'
-import { createSequence, type Sequence } from './sequence.ts'
+import { createForkGroup, createSequence, type ForkGroup, type Sequence } from './sequence.ts'
 
 export interface ReplayOptions {
   readonly hash: PlanHash
@@ -37,6 +37,7 @@ export function replayEvents(events: Iterable<SchedulerEvent>, options: ReplayOp
   const hashPlan = createPlanHasher(options.hash)
   const sequences = new Map<number, Sequence>()
   const programs = new Map<number, ProgramAccount>()
+  const groups = new Map<number, ForkGroup>()
   const inFlight: StepPlan[] = []
   const hashes: string[] = []
   let scheduler: Scheduler | undefined
@@ -52,7 +53,7 @@ export function replayEvents(events: Iterable<SchedulerEvent>, options: ReplayOp
     if (scheduler === undefined) throw malformed(index, 'a log begins with its config')
     switch (event.type) {
       case 'add': {
-        const sequence = readSequence(event, programs)
+        const sequence = readSequence(event, programs, groups)
         sequences.set(sequence.id, sequence)
         scheduler.add(sequence)
         break
@@ -102,13 +103,17 @@ function openScheduler(config: LoggedConfig, options: ReplayOptions): Scheduler 
 function readSequence(
   event: Extract<SchedulerEvent, { type: 'add' }>,
   programs: Map<number, ProgramAccount>,
+  groups: Map<number, ForkGroup>,
 ): Sequence {
   const program = programs.get(event.program) ?? createAccount()
   programs.set(event.program, program)
-  const { tpotTargetMs, cacheRoot, type: _, ...same } = event
+  const { tpotTargetMs, cacheRoot, forkOf, type: _, ...same } = event
+  const group = forkOf === undefined ? undefined : (groups.get(forkOf) ?? createForkGroup())
+  if (forkOf !== undefined && group !== undefined) groups.set(forkOf, group)
   return createSequence({
     ...same,
     program,
+    ...(group !== undefined && { group }),
     cacheRoot: Int32Array.from(cacheRoot),
     ...(tpotTargetMs !== null && { tpotTargetMs }),
   })

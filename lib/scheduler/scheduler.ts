@@ -21,6 +21,7 @@ import {
   type SchedulerStats,
 } from './config.ts'
 import { createStepCosts, DEFAULT_PRIOR, type StepCosts } from './costs.ts'
+import { Forks } from './forks.ts'
 import { SequenceMemory } from './memory.ts'
 import { appendToPlan, clearPlan, createPlan, type StepPlan } from './plan.ts'
 import type { AdmissionRefusal, EndReason } from './policy.ts'
@@ -49,6 +50,7 @@ export class Scheduler {
   readonly #minChunk: number
 
   readonly #waiting: WaitingQueue
+  readonly #forks = new Forks()
   /** In order of admission; those that have left are dropped at the next plan. */
   readonly #running: Sequence[] = []
   readonly #preemption: Preemption
@@ -137,7 +139,8 @@ export class Scheduler {
     const { queue } = this.#preemption
     if (sequence.state === 'preempted') return queue.indexOf(sequence)
     if (sequence.state !== 'waiting') return -1
-    return queue.length + this.#waiting.position(sequence)
+    const position = this.#forks.position(sequence)
+    return queue.length + (position >= 0 ? position : this.#waiting.position(sequence))
   }
 
   /**
@@ -158,7 +161,8 @@ export class Scheduler {
     sequence.arrivalTokens = this.#orderState.plannedTokens
     recordDecision(sequence, 'queued', this.#nextStep)
     this.#orderState.expectedOutput = this.#projection.meanOutput
-    this.#waiting.push(sequence, this.#orderState)
+    if (this.#forks.add(sequence)) recordDecision(sequence, 'wait_fork', this.#nextStep)
+    else this.#waiting.push(sequence, this.#orderState)
     this.config.observer?.added(sequence)
   }
 
@@ -170,7 +174,7 @@ export class Scheduler {
       case 'ended':
         return
       case 'waiting':
-        this.#waiting.remove(sequence)
+        if (!this.#forks.remove(sequence)) this.#waiting.remove(sequence)
         break
       case 'preempted':
         remove(this.#preemption.queue, sequence)
@@ -188,6 +192,8 @@ export class Scheduler {
     if (reason === 'finished') this.#observeFinished(sequence)
     if (sequence.inFlight > 0) this.#preemption.depart(sequence, 'ending')
     else this.#free(sequence)
+    const heir = this.#forks.onEnded(sequence)
+    if (heir !== undefined) this.#waiting.insert(heir, this.#orderState)
   }
 
   /**
@@ -305,7 +311,7 @@ export class Scheduler {
   #limitPrefills(plan: StepPlan): void {
     const { maxNumBatchedTokens, policy } = this.config
     const numDecodes = plan.numSeqs
-    let pendingTokens = this.#waiting.numTokens + this.#preemption.pendingTokens
+    let pendingTokens = this.#waiting.numTokens + this.#preemption.pendingTokens + this.#forks.size
     for (const sequence of this.#prefills)
       pendingTokens += computeTarget(sequence) - sequence.numComputed
     const tokens = policy.budget.tokens({
@@ -350,7 +356,8 @@ export class Scheduler {
 
   #tryAdmit(candidate: Sequence, plan: StepPlan): AdmissionRefusal | undefined {
     const isNew = candidate.state === 'waiting'
-    const isOverdue = isNew && this.#waiting.isOverdue(this.#orderState.nowMs)
+    const isQueued = isNew && candidate.waitIndex >= 0
+    const isOverdue = isQueued && this.#waiting.isOverdue(this.#orderState.nowMs)
     const reason = isOverdue ? 'admitted_overdue' : isNew ? 'admitted' : 'resumed'
     return this.#admission.tryAdmit(candidate, this.#running, plan, reason)
   }
@@ -363,11 +370,20 @@ export class Scheduler {
       recordDecision(preempted, 'wait_held', plan.id)
       return undefined
     }
+    const fork = this.#nextFork()
+    if (fork !== undefined) return fork
     // Ordering what waits costs more than the reason is worth when nobody can be admitted.
     const refusal = this.#whyNot()
     if (refusal === undefined) return this.#waiting.next(this.#orderState, this.#probe)
     recordDecision(this.#waiting.oldest as Sequence, refusal, plan.id)
     return undefined
+  }
+
+  /** Forks come before what is new, unless that has waited too long. */
+  #nextFork(): Sequence | undefined {
+    const fork = this.#forks.next
+    if (fork === undefined || !this.#waiting.isOverdue(this.#orderState.nowMs)) return fork
+    return (this.#waiting.oldest as Sequence).id < fork.id ? undefined : fork
   }
 
   /** Why nobody at all is admitted now. */
@@ -381,7 +397,7 @@ export class Scheduler {
   /** An admitted sequence runs, and shares the step's budget. */
   #start(sequence: Sequence): void {
     if (sequence.state === 'preempted') this.#preemption.queue.shift()
-    else this.#waiting.remove(sequence)
+    else if (!this.#forks.remove(sequence)) this.#waiting.remove(sequence)
     sequence.state = 'running'
     this.#running.push(sequence)
     this.#numRunning++
@@ -418,12 +434,13 @@ export class Scheduler {
     sequence.state = 'ended'
   }
 
+  /** Somebody may be admitted. */
   #hasWaiting(): boolean {
-    return this.#numWaiting() > 0
+    return this.#preemption.queue.length + this.#waiting.size > 0 || this.#forks.next !== undefined
   }
 
   #numWaiting(): number {
-    return this.#preemption.queue.length + this.#waiting.size
+    return this.#preemption.queue.length + this.#waiting.size + this.#forks.size
   }
 }
 

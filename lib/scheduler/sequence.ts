@@ -60,6 +60,20 @@ export interface SequenceOptions {
   readonly minLen?: number
   /** After each token it is held until the caller releases it. */
   readonly isConstrained?: boolean
+  /** The other outputs of the same prompt, with the same cacheRoot; see forks.ts. */
+  readonly group?: ForkGroup
+}
+
+/** Sequences with one prompt. */
+export interface ForkGroup {
+  /** All that have been added, in order. */
+  readonly members: Sequence[]
+  /** Those that wait for the prompt's KV. */
+  readonly waiting: Sequence[]
+}
+
+export function createForkGroup(): ForkGroup {
+  return { members: [], waiting: [] }
 }
 
 export interface Sequence {
@@ -77,6 +91,7 @@ export interface Sequence {
   readonly rowFlags: number
   readonly minLen: number
   readonly isConstrained: boolean
+  readonly group: ForkGroup | undefined
   readonly promptLen: number
   /** Prompt and output at most. */
   readonly maxLen: number
@@ -89,12 +104,12 @@ export interface Sequence {
   numComputed: number
   /** Tokens whose KV settled steps have written. */
   numSettled: number
-  /** Prompt tokens found in the prefix cache when first admitted. */
+  /** Prompt tokens found in the prefix cache, or taken from another fork, when first admitted. */
   numCachedTokens: number
   /** [ceil(maxLen / blockSize)] once running. */
   blocks: Int32Array
   numBlocks: number
-  /** Blocks at the front that came from the prefix cache. */
+  /** Blocks at the front that came from the prefix cache or another fork. */
   numHitBlocks: number
   /** Blocks at the front that the prefix cache knows. */
   numEntered: number
@@ -147,6 +162,7 @@ export function createSequence(options: SequenceOptions): Sequence {
     rowFlags: options.rowFlags ?? 0,
     minLen: options.minLen ?? 0,
     isConstrained: options.isConstrained ?? false,
+    group: options.group,
     promptLen,
     maxLen: promptLen + options.maxTokens,
     state: 'new',
@@ -202,6 +218,18 @@ export function computeTarget(sequence: Sequence): number {
 /** KV positions the sequence needs if it runs to its end. */
 export function finalTarget(sequence: Sequence): number {
   return sequence.kind === 'forward' ? sequence.maxLen : sequence.maxLen - 1
+}
+
+/** It has ended, though a step in flight may name it. */
+export function isLeaving({ state }: Sequence): boolean {
+  return state === 'ending' || state === 'ended'
+}
+
+/** A running member of its group whose steps so far write the KV of the whole prompt. */
+export function donorOf({ group, promptLen }: Sequence): Sequence | undefined {
+  return group?.members.find(
+    (member) => member.state === 'running' && member.numComputed >= promptLen,
+  )
 }
 
 export function confirmToken(sequence: Sequence, token: number): void {

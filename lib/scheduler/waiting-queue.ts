@@ -56,6 +56,21 @@ export class WaitingQueue {
     this.#heap.push(sequence)
   }
 
+  /** Like push, for a sequence that may be older than others that wait. */
+  insert(sequence: Sequence, state: OrderState): void {
+    this.push(sequence, state)
+    const arrivals = this.#arrivals
+    for (let at = sequence.waitIndex; at > 0; at--) {
+      const before = arrivals[at - 1]
+      if (before !== undefined && before.id < sequence.id) break
+      arrivals[at] = before
+      arrivals[at - 1] = sequence
+      if (before !== undefined) before.waitIndex = at
+      sequence.waitIndex = at - 1
+    }
+    this.#head = Math.min(this.#head, sequence.waitIndex)
+  }
+
   remove(sequence: Sequence): void {
     const arrivals = this.#arrivals
     arrivals[sequence.waitIndex] = undefined

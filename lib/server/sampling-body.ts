@@ -1,7 +1,6 @@
 /** Sampling fields of a body → the engine's options. What is null or absent stays absent. */
 
 import type { GenerateRequest } from '../engine/types.ts'
-import { derivedSeed } from './run-choices.ts'
 import type { SamplingBody } from './schema/bodies.ts'
 
 /** `T` without the fields that are undefined or null. */
@@ -15,9 +14,7 @@ export function given<T extends object>(
   ) as T
 }
 
-/** Options of choice `index` of a prompt. */
-export function samplingOptions(body: SamplingBody, index: number): GenerateRequest {
-  const { seed } = body
+export function samplingOptions(body: SamplingBody): GenerateRequest {
   return given<GenerateRequest>({
     maxTokens: body.max_tokens,
     minTokens: body.min_tokens,
@@ -30,7 +27,7 @@ export function samplingOptions(body: SamplingBody, index: number): GenerateRequ
     presencePenalty: body.presence_penalty,
     frequencyPenalty: body.frequency_penalty,
     logitBias: body.logit_bias,
-    seed: seed === undefined || seed === null ? undefined : derivedSeed(seed, index),
+    seed: body.seed,
     stop: body.stop,
     stopTokenIds: body.stop_token_ids,
     ignoreEos: body.ignore_eos,

@@ -3,6 +3,7 @@
 import type {
   EngineInfo,
   EngineStats,
+  GenerateManyRequest,
   GenerateRequest,
   GenerateStream,
   StepRecord,
@@ -13,7 +14,7 @@ import type { Tokenizer } from '../tokenizer/index.ts'
 export interface ServedEngine {
   readonly info: EngineInfo
   readonly tokenizer: Tokenizer | undefined
-  generate(request: GenerateRequest): GenerateStream
+  generateMany(request: GenerateManyRequest): GenerateStream[]
   tokenize(
     request: Pick<GenerateRequest, 'prompt' | 'messages' | 'tools' | 'chatTemplateKwargs'>,
   ): Promise<number[]>

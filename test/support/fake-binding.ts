@@ -188,6 +188,12 @@ export class FakeRuntime implements NativeRuntime {
         to.set(from.subarray(source * size, (source + count) * size), target * size)
       }
     }
+    const copies = section(STEP_SECTION.blockCopies)
+    for (let at = 0; at < copies.length; at += 2) {
+      const [source, destination] = copies.subarray(at, at + 2)
+      require(Math.max(source, destination) < limits.numBlocks, 'copied blocks')
+      this.#kv.copyWithin(destination * size, source * size, (source + 1) * size)
+    }
     this.#applySlots(section)
 
     const tokens = section(STEP_SECTION.tokens)

@@ -6,7 +6,12 @@ import type { StepPlan } from '../../lib/scheduler/plan.ts'
 import { createPolicy } from '../../lib/scheduler/policies/index.ts'
 import type { SchedulingPolicy } from '../../lib/scheduler/policy.ts'
 import { Scheduler } from '../../lib/scheduler/scheduler.ts'
-import { createSequence, type Sequence, type SequenceKind } from '../../lib/scheduler/sequence.ts'
+import {
+  createSequence,
+  type ForkGroup,
+  type Sequence,
+  type SequenceKind,
+} from '../../lib/scheduler/sequence.ts'
 
 export const BLOCK = 4
 
@@ -46,6 +51,7 @@ export interface AddOptions {
   readonly tpotTargetMs?: number
   readonly pinTtlMs?: number
   readonly isConstrained?: boolean
+  readonly group?: ForkGroup
 }
 
 /** Not for keeping secrets: enough to tell plans apart. */
@@ -88,6 +94,7 @@ export class Driver {
       tpotTargetMs: options.tpotTargetMs ?? Number.POSITIVE_INFINITY,
       pinTtlMs: options.pinTtlMs ?? 0,
       isConstrained: options.isConstrained ?? false,
+      ...(options.group !== undefined && { group: options.group }),
       arrivalMs: this.now,
       cacheRoot: this.scheduler.prefixCache.root('model', options.salt ?? ''),
       readsCache: options.readsCache ?? kind === 'generate',

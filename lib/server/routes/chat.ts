@@ -1,7 +1,7 @@
 /** POST /v1/chat/completions. */
 
 import type { FastifyInstance } from 'fastify'
-import type { GenerateRequest } from '../../engine/types.ts'
+import type { GenerateManyRequest, GenerateRequest } from '../../engine/types.ts'
 import { badRequest } from '../api-error.ts'
 import { ChatAnswer } from '../chat-answer.ts'
 import { requireEngine, requireModel, type ServerContext } from '../context.ts'
@@ -67,21 +67,15 @@ export function addChatRoute(app: FastifyInstance, context: ServerContext): void
       tools,
       reasoning: reasoningOf(context, isThinking),
     })
-    const choices = Array.from({ length: numChoices }, (_, index) => {
-      const { max_completion_tokens: maxTokens } = body
-      const sampling = samplingOptions(
-        given({ ...body, max_tokens: maxTokens ?? body.max_tokens }),
-        index,
-      )
-      const request: GenerateRequest = {
-        ...sampling,
-        tokens,
-        skipSpecialTokens: !keepsSpecialTokens,
-        ...(grammar !== undefined && { grammar }),
-        ...(body.logprobs === true && { logprobs: true, topLogprobs }),
-      }
-      return { index, leader: 0, request }
-    })
+    const { max_completion_tokens: maxTokens } = body
+    const choices: GenerateManyRequest = {
+      ...samplingOptions(given({ ...body, max_tokens: maxTokens ?? body.max_tokens })),
+      n: numChoices,
+      tokens,
+      skipSpecialTokens: !keepsSpecialTokens,
+      ...(grammar !== undefined && { grammar }),
+      ...(body.logprobs === true && { logprobs: true, topLogprobs }),
+    }
     const names = new Set(tools.map((tool) => tool.function.name))
     const answer = new ChatAnswer({
       header: answerHeader(context, 'chatcmpl'),
@@ -97,7 +91,7 @@ export function addChatRoute(app: FastifyInstance, context: ServerContext): void
     })
     await runCompletion(context, request, reply, controller, {
       answer,
-      choices,
+      groups: [{ first: 0, request: choices }],
       isStreamed,
       includeUsage,
     })

@@ -1,11 +1,11 @@
 /** POST /v1/completions: raw prompts, as text or token ids, one or several. */
 
 import type { FastifyInstance } from 'fastify'
-import type { GenerateRequest } from '../../engine/types.ts'
+import type { GenerateManyRequest } from '../../engine/types.ts'
 import { badRequest } from '../api-error.ts'
 import { requireEngine, requireFits, requireModel, type ServerContext } from '../context.ts'
 import { textGrammar } from '../output-grammar.ts'
-import type { Choice } from '../run-choices.ts'
+import type { ChoiceGroup } from '../run-choices.ts'
 import { samplingOptions } from '../sampling-body.ts'
 import type { CompletionBody } from '../schema/bodies.ts'
 import { completionRequest } from '../schema/requests.ts'
@@ -32,23 +32,16 @@ export function addCompletionsRoute(app: FastifyInstance, context: ServerContext
       throw badRequest('invalid_value', `at most ${MAX_TOTAL_CHOICES} choices at once`, 'prompt')
     const grammar = textGrammar(body)
     const controller = clientController(reply)
-    const choices: Choice[] = []
+    const groups: ChoiceGroup[] = []
     for (const prompt of prompts) {
-      const tokens = await promptTokens(context, prompt)
-      const leader = choices.length
-      for (let at = 0; at < numPerPrompt; at++) {
-        const sampling = samplingOptions({ max_tokens: DEFAULT_MAX_TOKENS, ...body }, at)
-        const request: GenerateRequest = {
-          ...sampling,
-          tokens,
-          ...(grammar !== undefined && { grammar }),
-          ...(typeof body.logprobs === 'number' && {
-            logprobs: true,
-            topLogprobs: body.logprobs,
-          }),
-        }
-        choices.push({ index: leader + at, leader, request })
+      const request: GenerateManyRequest = {
+        ...samplingOptions({ max_tokens: DEFAULT_MAX_TOKENS, ...body }),
+        n: numPerPrompt,
+        tokens: await promptTokens(context, prompt),
+        ...(grammar !== undefined && { grammar }),
+        ...(typeof body.logprobs === 'number' && { logprobs: true, topLogprobs: body.logprobs }),
       }
+      groups.push({ first: groups.length * numPerPrompt, request })
     }
     const isStreamed = body.stream === true
     const includeUsage = isStreamed && body.stream_options?.include_usage === true
@@ -62,7 +55,7 @@ export function addCompletionsRoute(app: FastifyInstance, context: ServerContext
     })
     await runCompletion(context, request, reply, controller, {
       answer,
-      choices,
+      groups,
       isStreamed,
       includeUsage,
     })

@@ -11,11 +11,11 @@ import type { Answer, AnswerHeader } from '../answer.ts'
 import { type ApiError, engineFailed, toApiError } from '../api-error.ts'
 import type { ServerContext } from '../context.ts'
 import { EventStream } from '../event-stream.ts'
-import { type Choice, runChoices } from '../run-choices.ts'
+import { type ChoiceGroup, countChoices, runChoices } from '../run-choices.ts'
 
 export interface Completion {
   readonly answer: Answer
-  readonly choices: readonly Choice[]
+  readonly groups: readonly ChoiceGroup[]
   readonly isStreamed: boolean
   readonly includeUsage: boolean
 }
@@ -49,7 +49,7 @@ export async function runCompletion(
   controller: AbortController,
   completion: Completion,
 ): Promise<void> {
-  const { answer, choices, isStreamed, includeUsage } = completion
+  const { answer, groups, isStreamed, includeUsage } = completion
   const { limits } = context
   let stream: EventStream | undefined
   const openStream = (): void => {
@@ -61,30 +61,30 @@ export async function runCompletion(
     })
     void stream.send(answer.open())
   }
-  const usage = createUsage(completion.choices)
+  const usage = createUsage(groups)
   const observe = createObserver(context)
   const finishReasons: string[] = []
   const span = context.startSpan({
     operation: answer.operation,
     responseId: answer.id,
     isStreamed,
-    numChoices: choices.length,
-    sampling: choices[0].request,
+    numChoices: countChoices(groups),
+    sampling: groups[0].request,
     headers: request.headers,
     startTime: Date.now() - reply.elapsedTime,
   })
   try {
-    await runChoices(context.engine, choices, {
+    await runChoices(context.engine, groups, {
       arrivalMs: performance.now() - reply.elapsedTime,
       controller,
       onAdmitted: () => {
         if (isStreamed) openStream()
       },
-      onChunk: (choice, chunk) => {
-        observe(choice.index, chunk)
-        usage.add(choice, chunk)
-        if (chunk.finishReason !== undefined) finishReasons[choice.index] = chunk.finishReason
-        const events = answer.push(choice.index, chunk)
+      onChunk: (index, chunk) => {
+        observe(index, chunk)
+        usage.add(index, chunk)
+        if (chunk.finishReason !== undefined) finishReasons[index] = chunk.finishReason
+        const events = answer.push(index, chunk)
         return stream?.send(events)
       },
     })
@@ -119,15 +119,16 @@ async function endWithError(
 }
 
 /** Prompt tokens count once per prompt, generated ones per choice. */
-function createUsage(choices: readonly Choice[]) {
+function createUsage(groups: readonly ChoiceGroup[]) {
   let promptTokens = 0
   let cachedTokens = 0
-  const generated = new Array<number>(choices.length).fill(0)
+  const firsts = new Set(groups.map(({ first }) => first))
+  const generated = new Array<number>(countChoices(groups)).fill(0)
   return {
-    add({ index, leader }: Choice, { usage }: GenerateChunk): void {
+    add(index: number, { usage }: GenerateChunk): void {
       if (usage === undefined) return
       generated[index] = usage.completionTokens
-      if (index !== leader) return
+      if (!firsts.has(index)) return
       promptTokens += usage.promptTokens
       cachedTokens += usage.cachedTokens
     },
