@@ -2,6 +2,13 @@
 'use strict'
 // Compiles the addon with cmake-js into build/Release/nanoweave.node. Run directly by
 // `npm run build:native`; used by install.cjs and, through node-gyp-cmake.cjs, by prebuildify.
+//
+//   --cuda        with CUDA, for the GPU of this machine, else sm_90a
+//   --cuda-all    with CUDA, for every architecture
+//   --emulated    build/emulated/nanoweave.node: the CUDA backend on an emulated GPU, for tests
+//
+// Without these, NANOWEAVE_CUDA (AUTO, ON, OFF) and NANOWEAVE_CUDA_ARCHITECTURES (a list, or `all`)
+// of the environment count; AUTO builds with CUDA where there is a GPU and nvcc.
 
 const { spawnSync } = require('node:child_process')
 const os = require('node:os')
@@ -18,13 +25,29 @@ function parallelJobs() {
   return Math.max(1, Math.min(os.availableParallelism(), Math.floor(os.freemem() / bytesPerJob)))
 }
 
+function cudaOptions(flags) {
+  const { NANOWEAVE_CUDA = 'AUTO', NANOWEAVE_CUDA_ARCHITECTURES = '' } = process.env
+  const all = flags.includes('--cuda-all')
+  const cuda = all || flags.includes('--cuda') ? 'ON' : NANOWEAVE_CUDA
+  // Both always: what CMake remembers of an earlier build must not count.
+  return [
+    `--CDNANOWEAVE_CUDA=${cuda}`,
+    `--CDNANOWEAVE_CUDA_ARCHITECTURES=${all ? 'all' : NANOWEAVE_CUDA_ARCHITECTURES}`,
+  ]
+}
+
 /** Compiles; `stdio` as in child_process. Returns spawnSync's result. */
-function buildNative(stdio) {
+function buildNative(stdio, flags = []) {
   const cmakeJs = require.resolve('cmake-js/bin/cmake-js')
-  const args = [cmakeJs, 'compile', '--directory', root, '--parallel', String(parallelJobs())]
+  // `compile` starts over when it fails, which would take the addon away as well.
+  const command = flags.includes('--emulated') ? 'build' : 'compile'
+  const args = [cmakeJs, command, '--directory', root, '--parallel', String(parallelJobs())]
+  args.push(...cudaOptions(flags))
+  if (flags.includes('--emulated')) args.push('--target', 'nanoweave_emulated')
   return spawnSync(process.execPath, args, { cwd: root, stdio, maxBuffer: 64 << 20 })
 }
 
 module.exports = { buildNative, nativeSources, root }
 
-if (require.main === module) process.exitCode = buildNative('inherit').status ?? 1
+if (require.main === module)
+  process.exitCode = buildNative('inherit', process.argv.slice(2)).status ?? 1

@@ -45,6 +45,10 @@ describe('errors', () => {
     const error = new EngineError('ERR_NO_DEVICE', `there is no cuda device (${why})`)
     expect(missingDeviceAdvice(why)).toBeDefined()
     expect(describeError(error, command)).toContain(missingDeviceAdvice(why))
-    expect(missingDeviceAdvice('the driver is too old')).toBeUndefined()
+    expect(missingDeviceAdvice('the NVIDIA driver is too old: it supports CUDA 12.4')).toContain(
+      'newer',
+    )
+    expect(missingDeviceAdvice('no GPU')).toContain('visible')
+    expect(missingDeviceAdvice('something else')).toBeUndefined()
   })
 })

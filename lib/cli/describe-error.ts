@@ -12,12 +12,21 @@ const flagsOfOptions: Readonly<Record<string, string>> = {
   expertParallel: '--ep',
 }
 
-const withoutCuda = 'built without CUDA'
+/** Why there is no CUDA (native/cuda/cudart/device.cc) and what to do about it, most telling first. */
+const advice: readonly (readonly [reason: string, advice: string])[] = [
+  [
+    'built without CUDA',
+    'install the CUDA toolkit and run `npm rebuild nanoweave` (in a clone: `npm run build:cuda`)',
+  ],
+  ['driver is too old', 'install a newer NVIDIA driver, or build with an older CUDA toolkit'],
+  ['no NVIDIA driver', 'install the NVIDIA driver; in a container, start it with its GPUs'],
+  ['has no kernels for', 'run `npm run build:cuda` on this machine'],
+  ['no GPU', 'make a GPU visible: CUDA_VISIBLE_DEVICES, or the options of the container'],
+]
 
 /** What to do about a backend that is missing because of `why`; doctor says the same. */
 export function missingDeviceAdvice(why: string): string | undefined {
-  if (!why.includes(withoutCuda)) return undefined
-  return 'this version computes on the CPU; CUDA is not available yet'
+  return advice.find(([reason]) => why.includes(reason))?.[1]
 }
 
 /** `message` with the flags of `command` instead of the library's option names. */

@@ -69,6 +69,7 @@ export interface EngineFlags {
   readonly precision?: Precision
   readonly nanoBatches?: 'auto' | number
   readonly deterministic?: boolean
+  readonly graphs?: boolean
   readonly maxModelLen?: number
   readonly kvCacheBytes?: number
   readonly hostKvBytes?: number
@@ -94,6 +95,7 @@ export function addEngineOptions(command: Command): Command {
     .addOption(precisionOption())
     .option('--nano-batches <N>', 'parts of a step: auto or 1..4', parseNanoBatches)
     .option('--deterministic', 'results independent of the batch')
+    .option('--no-graphs', 'CUDA: launch every kernel by itself')
     .option('--max-model-len <N>', 'longest prompt and output, tokens', parsePositive)
     .option('--kv-cache-bytes <N>', 'size of the KV cache: 2000000000, 2GB, 2GiB', parseBytes)
     .option('--threads <N>', 'CPU threads of all ranks together', parsePositive)
@@ -122,6 +124,8 @@ export function readEngineOptions(flags: EngineFlags): EngineOptions {
     precision: same.precision,
     nanoBatches: same.nanoBatches,
     deterministic: same.deterministic,
+    // commander gives true where --no-graphs is absent.
+    graphs: same.graphs === false ? false : undefined,
     maxModelLen: same.maxModelLen,
     kvCacheBytes: same.kvCacheBytes,
     hostKvBytes: same.hostKvBytes,

@@ -69,6 +69,7 @@ interface CheckedOptions {
   readonly cpuIsa: CpuIsa
   readonly pipelineDepth: number
   readonly deterministic: boolean
+  readonly graphs: boolean
   readonly prefixCache: boolean
   readonly policy: SchedulingPolicy
   readonly tpotTargetMs: number | undefined
@@ -84,12 +85,14 @@ export async function assembleEngine(
 ): Promise<EngineParts> {
   const startMs = performance.now()
   const checked = checkOptions(options)
-  const { tensorParallel, expertParallel, world, precision } = checked
+  const { tensorParallel, expertParallel, world } = checked
   const model = loadModel(folder)
   checkLayout(model, tensorParallel, expertParallel)
   const defaults = readGenerationDefaults(model.folder)
   const devices = placeRanks(binding.describeDevices(), world, options.device, options.devices)
   const backend = devices[0].backend
+  // Tensor cores have no float32, and float16 weights become bf16: its range is that of float32.
+  const precision = checked.precision === 'auto' && backend === 'cuda' ? 'bf16' : checked.precision
   const footprint = modelFootprint(model, { tensorParallel, expertParallel, precision })
   const ranksPerDevice = Math.max(
     ...devices.map(({ name }) => devices.filter((other) => other.name === name).length),
@@ -167,6 +170,7 @@ export async function assembleEngine(
       waitTimeoutMs: checked.waitTimeoutMs,
       deterministic: checked.deterministic,
       cpuIsa: checked.cpuIsa,
+      graphs: checked.graphs,
     })
     await runtime.loadWeights(JSON.stringify(manifest), onProgress)
     // The caller's own error goes back to the caller as it is.
@@ -251,6 +255,7 @@ function checkOptions(options: EngineOptions): CheckedOptions {
     cpuIsa: oneOf(options.cpuIsa ?? 'auto', 'cpuIsa', CPU_ISAS),
     pipelineDepth: integer(options.pipelineDepth ?? 2, 'pipelineDepth', 1, 2),
     deterministic: boolean(options.deterministic ?? false, 'deterministic'),
+    graphs: boolean(options.graphs ?? true, 'graphs'),
     prefixCache: boolean(options.prefixCache ?? true, 'prefixCache'),
     policy: createPolicy({
       order: options.schedulerPolicy,

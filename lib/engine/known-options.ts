@@ -19,6 +19,7 @@ const ENGINE_OPTIONS: Names<EngineOptions> = {
   precision: true,
   nanoBatches: true,
   deterministic: true,
+  graphs: true,
   maxModelLen: true,
   maxNumSeqs: true,
   maxNumBatchedTokens: true,

@@ -55,6 +55,11 @@ const MAX_CPU_KV_BYTES = 4 * GIB
 /** KV slots are int32 in a step. */
 const MAX_BLOCKS = Math.floor((2 ** 31 - 1) / BLOCK_SIZE)
 const GPU_MEMORY_UTILIZATION = 0.9
+/** On a GPU, per slot and token of the vocabulary: a count and a bias (native/cuda/slots.h). */
+const SLOT_TOKEN_BYTES = 6
+/** Per row and token of the vocabulary: weights while sampling. Rows at once: one a multiprocessor. */
+const SAMPLING_TOKEN_BYTES = 4
+const SAMPLING_ROWS = 160
 /** Sequences at once, where the user does not say. */
 const DEFAULT_SEQS = { cpu: 64, cuda: 512 }
 
@@ -87,12 +92,12 @@ export function computeSizes(input: SizingInput): Sizes {
 
   let kvBytes = integer(options.kvCacheBytes, 'kvCacheBytes', 1, Number.MAX_SAFE_INTEGER)
   if (kvBytes === undefined) {
-    kvBytes = defaultKvBytes(input)
+    kvBytes = defaultKvBytes(input, maxNumSeqs)
     // A context the user asked for gets the memory it needs where there is any.
     if (askedLen !== undefined)
       kvBytes = Math.max(
         kvBytes,
-        Math.min(blocksOf(askedLen) * blockBytes, availableKvBytes(input)),
+        Math.min(blocksOf(askedLen) * blockBytes, availableKvBytes(input, maxNumSeqs)),
       )
     // More than all sequences can fill would never be used.
     kvBytes = Math.min(kvBytes, blocksOf(wantedLen) * maxNumSeqs * blockBytes)
@@ -117,7 +122,7 @@ export function computeSizes(input: SizingInput): Sizes {
     maxRows,
     maxWaiting: integer(options.maxWaiting, 'maxWaiting', 0, 1e6) ?? 4 * maxNumSeqs,
     // Slots of ended sequences are free again only when the steps in flight have settled.
-    numSlots: 2 * maxNumSeqs,
+    numSlots: numSlotsFor(maxNumSeqs),
     blockSize: BLOCK_SIZE,
     numBlocks,
     maxBlocksPerSeq: blocksOf(maxModelLen),
@@ -133,15 +138,16 @@ export function requireMemory(input: SizingInput, sizes: Sizes, arenaBytes: numb
   // On the CPU the host's copies are in the same memory.
   const onHost = input.backend === 'cpu' ? sizes.hostKvBytes / world : 0
   const kv = sizes.kvCacheBytes / world + onHost
-  const needed = footprint.weightBytesPerRank + kv + arenaBytes
+  const state = stateBytes(input, sizes.maxNumSeqs)
+  const needed = footprint.weightBytesPerRank + kv + arenaBytes + state
   const available = usableBytes(input) / ranksPerDevice
   if (needed <= available) return
-  const spare = available - footprint.weightBytesPerRank - arenaBytes
+  const spare = available - footprint.weightBytesPerRank - arenaBytes - state
   const blockBytes = footprint.kvBytesPerBlock(BLOCK_SIZE)
   const fits = Math.floor(spare / blockBytes)
   throw new EngineError(
     'ERR_OUT_OF_MEMORY',
-    `each rank needs ${needed} bytes (weights ${footprint.weightBytesPerRank}, KV cache ${kv}, activations ${arenaBytes}) and has ${Math.floor(available)}; ` +
+    `each rank needs ${needed} bytes (weights ${footprint.weightBytesPerRank}, KV cache ${kv}, activations ${arenaBytes + state}) and has ${Math.floor(available)}; ` +
       (fits > 0
         ? `kvCacheBytes ${fits * blockBytes * world} would fit`
         : 'use more devices, or a smaller model or maxNumBatchedTokens'),
@@ -158,14 +164,28 @@ function usableBytes(input: SizingInput): number {
   return Math.max(0, input.freeMemoryBytes - (1 - GPU_MEMORY_UTILIZATION) * input.memoryBytes)
 }
 
+function numSlotsFor(maxNumSeqs: number): number {
+  return 2 * maxNumSeqs
+}
+
+/** What a rank keeps on a GPU beside weights, KV cache and activations: sampling. */
+function stateBytes(input: SizingInput, maxNumSeqs: number): number {
+  if (input.backend === 'cpu') return 0
+  const slots = numSlotsFor(maxNumSeqs) * SLOT_TOKEN_BYTES
+  return (slots + Math.min(maxNumSeqs, SAMPLING_ROWS) * SAMPLING_TOKEN_BYTES) * input.vocabSize
+}
+
 /** Left for the KV cache of all ranks when the weights are in place. */
-function availableKvBytes(input: SizingInput): number {
-  const perRank = usableBytes(input) / input.ranksPerDevice - input.footprint.weightBytesPerRank
+function availableKvBytes(input: SizingInput, maxNumSeqs: number): number {
+  const perRank =
+    usableBytes(input) / input.ranksPerDevice -
+    input.footprint.weightBytesPerRank -
+    stateBytes(input, maxNumSeqs)
   return Math.max(0, Math.floor(0.9 * perRank * input.world))
 }
 
-function defaultKvBytes(input: SizingInput): number {
-  const available = availableKvBytes(input)
+function defaultKvBytes(input: SizingInput, maxNumSeqs: number): number {
+  const available = availableKvBytes(input, maxNumSeqs)
   if (input.backend === 'cuda') return available
   return Math.min(available, MAX_CPU_KV_BYTES, Math.floor(input.freeMemoryBytes / 4))
 }

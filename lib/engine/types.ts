@@ -24,12 +24,14 @@ export interface EngineOptions {
   readonly device?: DeviceKind
   /** Where the ranks run, repeated as needed: `['cuda:0', 'cuda:1']`. Overrides `device`. */
   readonly devices?: readonly string[]
-  /** Compute precision; `auto` follows the weights. */
+  /** Compute precision; `auto` follows the weights, on CUDA it is `bf16`. */
   readonly precision?: Precision
   /** Parts a step is split into, 1..4. `auto`: the planner decides (1 on the CPU). */
   readonly nanoBatches?: 'auto' | number
   /** A request's bits do not depend on its batch. Slower. */
   readonly deterministic?: boolean
+  /** CUDA: run decoding steps as captured graphs. Default true; false to find faults. */
+  readonly graphs?: boolean
   /** Longest prompt + output. Default: the model's, or what the KV cache holds. */
   readonly maxModelLen?: number
   /** Sequences that run at once. */

@@ -25,7 +25,7 @@ export interface DeviceDescription {
 
 export interface DevicesDescription {
   readonly devices: readonly DeviceDescription[]
-  /** Why a backend is absent: `{ cuda: 'built without CUDA' }`. */
+  /** Why a backend is absent: `{ cuda: 'no GPU' }`. */
   readonly missing: Readonly<Record<string, string>>
   /** Addon version and build options. */
   readonly build: Readonly<Record<string, string>>
@@ -65,6 +65,8 @@ export interface RuntimeOptions {
   readonly deterministic: boolean
   /** Instruction set cap for the CPU kernels: `auto`, or `portable` | `avx2` | `avx512` | `avx512bf16` | `amx`. */
   readonly cpuIsa: string
+  /** CUDA: capture decoding steps as graphs; default true. */
+  readonly graphs?: boolean
 }
 
 export interface LoadProgress {

@@ -1,19 +1,34 @@
 # CUDA: the kernels for devices (where nvcc is found), and their emulation (g++ alone).
 #
-# NANOWEAVE_CUDA                 AUTO | ON | OFF: offer the target nanoweave_cuda. OFF by default as
-#                                long as no backend links it
-# NANOWEAVE_CUDA_ARCHITECTURES   list of targets; default: the GPU of this machine, else 90a-real
+# NANOWEAVE_CUDA                 AUTO | ON | OFF: build the addon with CUDA. AUTO, the default: where
+#                                this machine has both a GPU and nvcc, since the kernels take
+#                                many minutes to compile
+# NANOWEAVE_CUDA_ARCHITECTURES   list of targets, or `all`; default: the GPU of this machine, else
+#                                90a-real
 
-set(NANOWEAVE_CUDA OFF CACHE STRING "Build the CUDA kernels: AUTO, ON or OFF")
+set(NANOWEAVE_CUDA AUTO CACHE STRING "Build the addon with CUDA: AUTO, ON or OFF")
 set_property(CACHE NANOWEAVE_CUDA PROPERTY STRINGS AUTO ON OFF)
 
 file(GLOB CUDA_KERNELS CONFIGURE_DEPENDS native/ops/*.cu native/cuda/*.cu)
-set(CUDA_HOST_SOURCES native/cuda/step.cc native/cuda/table.cc native/cuda/nccl.cc
-    native/cuda/nccl_collectives.cc native/cuda/cublaslt.cc native/cuda/multicast_heap.cc)
+file(GLOB CUDA_HOST_SOURCES CONFIGURE_DEPENDS native/cuda/*.cc native/runtime/cuda/*.cc)
+list(FILTER CUDA_HOST_SOURCES EXCLUDE REGEX "/absent\\.cc$")
+add_library(nanoweave_no_cuda OBJECT EXCLUDE_FROM_ALL native/runtime/cuda/absent.cc)
+target_link_libraries(nanoweave_no_cuda PUBLIC nanoweave_engine)
+set(NANOWEAVE_GPU_SUPPORT nanoweave_no_cuda)
 
 # ---- Devices ----------------------------------------------------------------------------------
 
-if(NOT NANOWEAVE_CUDA STREQUAL "OFF")
+execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+                OUTPUT_VARIABLE DETECTED_CAPS ERROR_QUIET RESULT_VARIABLE NVIDIA_SMI_STATUS)
+set(NANOWEAVE_DETECTED_ARCHITECTURE "")
+if(NVIDIA_SMI_STATUS EQUAL 0 AND DETECTED_CAPS MATCHES "^([0-9]+)\\.([0-9]+)")
+  set(NANOWEAVE_DETECTED_ARCHITECTURE ${CMAKE_MATCH_1}${CMAKE_MATCH_2}-real)
+  if(NANOWEAVE_DETECTED_ARCHITECTURE STREQUAL "90-real")
+    set(NANOWEAVE_DETECTED_ARCHITECTURE 90a-real)
+  endif()
+endif()
+
+if(NANOWEAVE_CUDA STREQUAL "ON" OR (NANOWEAVE_CUDA STREQUAL "AUTO" AND NANOWEAVE_DETECTED_ARCHITECTURE))
   if(NOT CMAKE_CUDA_COMPILER)
     find_program(NANOWEAVE_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
     if(NANOWEAVE_NVCC)
@@ -39,15 +54,17 @@ if(NOT NANOWEAVE_CUDA STREQUAL "OFF")
 endif()
 
 if(NANOWEAVE_HAS_CUDA)
-  if(NOT NANOWEAVE_CUDA_ARCHITECTURES)
-    execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
-                    OUTPUT_VARIABLE DETECTED_CAPS ERROR_QUIET RESULT_VARIABLE NVIDIA_SMI_STATUS)
+  if(NANOWEAVE_CUDA_ARCHITECTURES STREQUAL "all")
+    set(NANOWEAVE_CUDA_ARCHITECTURES 80-real 89-real 90a-real)
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+      list(APPEND NANOWEAVE_CUDA_ARCHITECTURES 100-real 100-virtual)
+    else()
+      list(APPEND NANOWEAVE_CUDA_ARCHITECTURES 90-virtual)
+    endif()
+  elseif(NOT NANOWEAVE_CUDA_ARCHITECTURES)
     set(NANOWEAVE_CUDA_ARCHITECTURES 90a-real)
-    if(NVIDIA_SMI_STATUS EQUAL 0 AND DETECTED_CAPS MATCHES "^([0-9]+)\\.([0-9]+)")
-      set(NANOWEAVE_CUDA_ARCHITECTURES ${CMAKE_MATCH_1}${CMAKE_MATCH_2}-real)
-      if(NANOWEAVE_CUDA_ARCHITECTURES STREQUAL "90-real")
-        set(NANOWEAVE_CUDA_ARCHITECTURES 90a-real)
-      endif()
+    if(NANOWEAVE_DETECTED_ARCHITECTURE)
+      set(NANOWEAVE_CUDA_ARCHITECTURES ${NANOWEAVE_DETECTED_ARCHITECTURE})
     endif()
   endif()
   file(GLOB CUDART_SOURCES CONFIGURE_DEPENDS native/cuda/cudart/*.cc native/cuda/abi_check/*.cc)
@@ -60,9 +77,16 @@ if(NANOWEAVE_HAS_CUDA)
   if(NANOWEAVE_CUDA_ARCHITECTURES MATCHES "90a")
     target_compile_definitions(nanoweave_cuda PRIVATE NANOWEAVE_SM90A)
   endif()
+  string(REPLACE ";" " " ARCHITECTURES_TEXT "${NANOWEAVE_CUDA_ARCHITECTURES}")
+  set(CUDA_BUILD_TEXT "${CMAKE_CUDA_COMPILER_VERSION} for ${ARCHITECTURES_TEXT}")
+  target_compile_definitions(nanoweave_cuda PRIVATE "NANOWEAVE_CUDA_BUILD=\"${CUDA_BUILD_TEXT}\"")
   target_compile_options(nanoweave_cuda PRIVATE
-    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -fvisibility=hidden>
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-unused-parameter -fvisibility=hidden>
     "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-Werror=all-warnings;-Xfatbin=-compress-all;-Xcompiler=-Wall,-Wextra,-Wno-unused-parameter,-Wno-unknown-pragmas,-fvisibility=hidden>")
+  find_library(CUDART_STATIC cudart_static REQUIRED NO_DEFAULT_PATH
+               HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES})
+  target_link_libraries(nanoweave_cuda PUBLIC ${CUDART_STATIC} Threads::Threads ${CMAKE_DL_LIBS} rt)
+  set(NANOWEAVE_GPU_SUPPORT nanoweave_cuda)
 endif()
 
 # ---- Emulation --------------------------------------------------------------------------------
@@ -75,9 +99,20 @@ foreach(KERNEL ${CUDA_KERNELS})
   file(GENERATE OUTPUT ${WRAPPER} CONTENT "#include \"${KERNEL}\"\n")
   list(APPEND EMULATED_KERNELS ${WRAPPER})
 endforeach()
-file(GLOB EMULATION_SOURCES CONFIGURE_DEPENDS native/cuda/emulation/*.cc native/cuda/check/*.cc)
-add_executable(nanoweave_cuda_emulation EXCLUDE_FROM_ALL ${EMULATED_KERNELS} ${CUDA_HOST_SOURCES}
-               ${EMULATION_SOURCES})
+file(GLOB EMULATION_SOURCES CONFIGURE_DEPENDS native/cuda/emulation/*.cc)
+add_library(nanoweave_emulated_cuda OBJECT EXCLUDE_FROM_ALL ${EMULATED_KERNELS} ${CUDA_HOST_SOURCES}
+            ${EMULATION_SOURCES})
+target_compile_definitions(nanoweave_emulated_cuda PUBLIC NANOWEAVE_EMULATION
+                           PRIVATE "NANOWEAVE_CUDA_BUILD=\"emulated\"")
+# Tests compile it often and run it on small shapes.
+target_compile_options(nanoweave_emulated_cuda PRIVATE -O1 -Wno-unknown-pragmas -Wno-restrict -Wno-psabi)
+target_link_libraries(nanoweave_emulated_cuda PUBLIC nanoweave_engine)
+
+# Kernels against host ops, one op at a time.
+file(GLOB CHECK_SOURCES CONFIGURE_DEPENDS native/cuda/check/*.cc)
+add_executable(nanoweave_cuda_emulation EXCLUDE_FROM_ALL ${CHECK_SOURCES})
+target_compile_options(nanoweave_cuda_emulation PRIVATE -Wno-unknown-pragmas -Wno-psabi)
+target_link_libraries(nanoweave_cuda_emulation PRIVATE nanoweave_engine nanoweave_emulated_cuda ${CMAKE_DL_LIBS})
 # Doubles of NVIDIA's libraries, opened at run time like the real ones.
 foreach(LIBRARY nccl cublaslt)
   add_library(nanoweave_${LIBRARY}_double SHARED EXCLUDE_FROM_ALL native/cuda/double/${LIBRARY}.cc)
@@ -85,6 +120,3 @@ foreach(LIBRARY nccl cublaslt)
   target_compile_options(nanoweave_${LIBRARY}_double PRIVATE -Wall -Wextra -fvisibility=hidden)
   add_dependencies(nanoweave_cuda_emulation nanoweave_${LIBRARY}_double)
 endforeach()
-target_compile_definitions(nanoweave_cuda_emulation PRIVATE NANOWEAVE_EMULATION)
-target_compile_options(nanoweave_cuda_emulation PRIVATE -Wno-unknown-pragmas -Wno-restrict -Wno-psabi)
-target_link_libraries(nanoweave_cuda_emulation PRIVATE nanoweave_engine)

@@ -59,6 +59,8 @@ CudaDeviceInfo describe_cuda_device(int ordinal);
 void use_device(int ordinal);
 int64_t free_device_bytes(int ordinal);
 bool can_map_peer(int ordinal, int peer);
+// NVLink rather than PCIe between two devices that map each other.
+bool is_nvlink(int ordinal, int peer);
 // Once per pair; again is no error.
 void enable_peer(int ordinal, int peer);
 

@@ -39,7 +39,7 @@ void launch(void (*kernel)(Args), const LaunchShape& shape, CudaStream stream, c
   grid->shared_bytes = shape.shared_bytes;
   grid->cooperative = shape.cooperative;
   grid->body = [kernel, args] { kernel(args); };
-  emulation::Machine::instance().enqueue(stream, std::move(grid));
+  emulation::enqueue(stream, std::move(grid));
 }
 
 #else

@@ -5,12 +5,15 @@
 #include "cuda/libraries.h"
 #include "node/errors.h"
 #include "ops/op.h"
+#include "runtime/gpu_support.h"
 
 namespace nanoweave {
 
 namespace {
 
-Napi::Array to_array(Napi::Env env, std::span<const char* const> items) {
+// Of strings, as std::string or const char*.
+template <typename Items>
+Napi::Array to_array(Napi::Env env, const Items& items) {
   Napi::Array array = Napi::Array::New(env, items.size());
   for (uint32_t i = 0; i < items.size(); ++i) array.Set(i, Napi::String::New(env, items[i]));
   return array;
@@ -18,9 +21,6 @@ Napi::Array to_array(Napi::Env env, std::span<const char* const> items) {
 
 Napi::Object describe_cpu(Napi::Env env) {
   const HostInfo info = host_info();
-  Napi::Array features = Napi::Array::New(env, info.features.size());
-  for (uint32_t i = 0; i < info.features.size(); ++i)
-    features.Set(i, Napi::String::New(env, info.features[i]));
   Napi::Object cpu = Napi::Object::New(env);
   cpu.Set("name", "cpu");
   cpu.Set("backend", "cpu");
@@ -28,9 +28,22 @@ Napi::Object describe_cpu(Napi::Env env) {
   cpu.Set("memoryBytes", static_cast<double>(info.memory_bytes));
   cpu.Set("freeMemoryBytes", static_cast<double>(info.free_memory_bytes));
   cpu.Set("units", info.hardware_threads);
-  cpu.Set("features", features);
+  cpu.Set("features", to_array(env, info.features));
   cpu.Set("peers", Napi::Array::New(env));
   return cpu;
+}
+
+Napi::Object describe_gpu(Napi::Env env, const GpuDescription& info) {
+  Napi::Object gpu = Napi::Object::New(env);
+  gpu.Set("name", info.name);
+  gpu.Set("backend", "cuda");
+  gpu.Set("model", info.model);
+  gpu.Set("memoryBytes", static_cast<double>(info.memory_bytes));
+  gpu.Set("freeMemoryBytes", static_cast<double>(info.free_bytes));
+  gpu.Set("units", info.multiprocessors);
+  gpu.Set("features", to_array(env, info.features));
+  gpu.Set("peers", to_array(env, info.peers));
+  return gpu;
 }
 
 }  // namespace
@@ -40,13 +53,16 @@ Napi::Value describe_devices(const Napi::CallbackInfo& info) {
   return with_js_errors(env, [&] {
     Napi::Array devices = Napi::Array::New(env);
     devices.Set(0u, describe_cpu(env));
+    const GpuDescriptions gpus = describe_gpus();
+    for (const GpuDescription& gpu : gpus.devices)
+      devices.Set(devices.Length(), describe_gpu(env, gpu));
     Napi::Object missing = Napi::Object::New(env);
-    missing.Set("cuda", "built without CUDA");
+    if (!gpus.missing.empty()) missing.Set("cuda", gpus.missing);
     Napi::Object build = Napi::Object::New(env);
     build.Set("version", NANOWEAVE_VERSION);
     build.Set("compiler", __VERSION__);
     build.Set("napi", std::to_string(NAPI_VERSION));
-    build.Set("cuda", "off");
+    build.Set("cuda", describe_cuda_build());
     Napi::Object out = Napi::Object::New(env);
     out.Set("devices", devices);
     out.Set("missing", missing);

@@ -63,6 +63,10 @@ RuntimeConfig read_options(const Napi::Value& value) {
   if (!deterministic.IsBoolean()) fail(ErrorCode::kUsage, "deterministic must be a boolean");
   config.deterministic = deterministic.As<Napi::Boolean>().Value();
   config.cpu_isa = read_string(options.Get("cpuIsa"), "cpuIsa");
+  const Napi::Value graphs = options.Get("graphs");
+  if (!graphs.IsUndefined() && !graphs.IsBoolean())
+    fail(ErrorCode::kUsage, "graphs must be a boolean");
+  config.graphs = graphs.IsUndefined() || graphs.As<Napi::Boolean>().Value();
   return config;
 }
 

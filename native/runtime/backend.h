@@ -25,6 +25,7 @@ struct RuntimeConfig {
   int wait_timeout_ms = 30000;
   bool deterministic = false;
   std::string cpu_isa = "auto";
+  bool graphs = true;        // CUDA: capture decoding steps
   uint32_t first_epoch = 0;  // of the barriers; tests of the wrap-around
 };
 

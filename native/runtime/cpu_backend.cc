@@ -109,12 +109,11 @@ const Program& CpuBackend::program(int id) const {
 
 void CpuBackend::run(int program_id, std::shared_ptr<const Step> step, Done done) {
   program(program_id);  // checks the id
-  const auto run =
-      std::make_shared<StepRun>(programs_[program_id], std::move(step), world_, std::move(done));
+  const auto run = std::make_shared<StepRun>(std::move(step), world_, std::move(done));
   for (auto& worker : workers_) {
     {
       const std::lock_guard lock(worker->mutex);
-      worker->steps.push_back(run);
+      worker->steps.push_back({programs_[program_id], run});
       worker->num_queued.fetch_add(1, std::memory_order_release);
     }
     worker->ready.notify_one();
@@ -126,28 +125,30 @@ void CpuBackend::abort(const EngineError& why) {
   comm_->fault({.reason = why.what()});
 }
 
-std::shared_ptr<StepRun> CpuBackend::next_step(Worker& worker) {
+CpuBackend::QueuedStep CpuBackend::next_step(Worker& worker) {
   for (int spins = 0; !oversubscribed_ && spins < kSpinsForNextStep &&
                       worker.num_queued.load(std::memory_order_acquire) == 0;
        ++spins)
     spin_pause();
   std::unique_lock lock(worker.mutex);
   worker.ready.wait(lock, [&] { return worker.stop || !worker.steps.empty(); });
-  if (worker.steps.empty()) return nullptr;
-  auto run = std::move(worker.steps.front());
+  if (worker.steps.empty()) return {};
+  QueuedStep step = std::move(worker.steps.front());
   worker.steps.pop_front();
   worker.num_queued.fetch_sub(1, std::memory_order_relaxed);
-  return run;
+  return step;
 }
 
 void CpuBackend::work(Worker& worker) {
-  while (const auto run = next_step(worker)) {
-    run_step(worker, *run);
+  for (;;) {
+    const auto [program, run] = next_step(worker);
+    if (run == nullptr) return;
+    run_step(worker, *program, *run);
     if (run->arrive()) run->complete(run->failed() ? root_cause_.get() : nullptr);
   }
 }
 
-void CpuBackend::run_step(Worker& worker, StepRun& run) {
+void CpuBackend::run_step(Worker& worker, const LoadedProgram& program, StepRun& run) {
   HostRank& rank = worker.rank;
   RunPosition position;
   run.mark_started();
@@ -155,7 +156,7 @@ void CpuBackend::run_step(Worker& worker, StepRun& run) {
     if (comm_->aborted()) comm_->throw_aborted(rank.rank, kNoOp, run.step().id);
     rank.result = rank.tp_rank() == 0 ? &run.result() : nullptr;
     worker.pool.begin_step();
-    run_program(run.program(), run.step(), rank, position);
+    run_program(program, run.step(), rank, position);
   } catch (...) {
     const std::string& op = position.op != nullptr ? *position.op : kNoOp;
     const int step = run.step().id;

@@ -31,6 +31,11 @@ class CpuBackend : public Backend {
              std::vector<uint8_t> bytes) override;
 
  private:
+  struct QueuedStep {
+    std::shared_ptr<const LoadedProgram> program;
+    std::shared_ptr<StepRun> run;
+  };
+
   // One rank. `steps` and `stop` are guarded by `mutex`; the rest is the rank thread's during steps
   // and the control thread's between them.
   struct Worker {
@@ -44,7 +49,7 @@ class CpuBackend : public Backend {
 
     std::mutex mutex;
     std::condition_variable ready;
-    std::deque<std::shared_ptr<StepRun>> steps;
+    std::deque<QueuedStep> steps;
     bool stop = false;
     std::atomic<int> num_queued{0};  // mirrors steps.size(), so that the thread can spin on it
     std::thread thread;
@@ -56,8 +61,8 @@ class CpuBackend : public Backend {
   };
 
   void work(Worker& worker);
-  std::shared_ptr<StepRun> next_step(Worker& worker);
-  void run_step(Worker& worker, StepRun& run);
+  QueuedStep next_step(Worker& worker);  // null: stop
+  void run_step(Worker& worker, const LoadedProgram& program, StepRun& run);
   void stop_workers();
   ArenaBytes find_arena(int program_id, const std::string& buffer, int rank) const;
 

@@ -54,22 +54,7 @@ RowSpans compute_spans(const Program& program, const GroupStep& step) {
 
 const StoredBuffer& find_stored(const BufferDesc& buffer, const WeightStore& store,
                                 int64_t host_blocks) {
-  const StoredBuffer* stored = store.find(buffer.name);
-  if (stored == nullptr)
-    fail(ErrorCode::kProgram, "the program uses '%s', which loadWeights did not create",
-         buffer.name.c_str());
-  bool same = stored->space == buffer.space && stored->dtype == buffer.dtype &&
-              stored->layout == buffer.layout && stored->shape.size() == buffer.shape.size();
-  for (size_t i = 0; same && i < buffer.shape.size(); ++i)
-    same = stored->shape[i] == buffer.shape[i].size;
-  if (!same)
-    fail(ErrorCode::kProgram, "'%s' was loaded with another space, dtype, layout or shape",
-         buffer.name.c_str());
-  if (buffer.space == Space::kKv && host_blocks > stored->host_blocks)
-    fail(ErrorCode::kProgram, "the program swaps to %lld host blocks, '%s' was loaded with %lld",
-         static_cast<long long>(host_blocks), buffer.name.c_str(),
-         static_cast<long long>(stored->host_blocks));
-  return *stored;
+  return require_stored(buffer, store.find(buffer.name), host_blocks);
 }
 
 BoundOperand bind_operand(const Program& program, const View& view, const WeightStore& store,

@@ -3,6 +3,7 @@
 
 #include "runtime/backend.h"
 #include "runtime/cpu_backend.h"
+#include "runtime/gpu_support.h"
 
 namespace nanoweave {
 
@@ -33,13 +34,16 @@ void check_config(const RuntimeConfig& config) {
 std::unique_ptr<Backend> make_backend(const RuntimeConfig& config) {
   check_config(config);
   const auto is_cpu = [](const std::string& device) { return device == "cpu"; };
-  if (std::all_of(config.devices.begin(), config.devices.end(), is_cpu))
+  const auto is_cuda = [](const std::string& device) { return device.starts_with("cuda:"); };
+  const auto& devices = config.devices;
+  if (std::all_of(devices.begin(), devices.end(), is_cpu))
     return std::make_unique<CpuBackend>(config);
-  for (const std::string& device : config.devices)
-    if (!is_cpu(device))
-      fail(ErrorCode::kNoDevice, "no device '%.64s': this addon was built without CUDA",
+  if (std::all_of(devices.begin(), devices.end(), is_cuda)) return make_cuda_backend(config);
+  for (const std::string& device : devices)
+    if (!is_cpu(device) && !is_cuda(device))
+      fail(ErrorCode::kNoDevice, "no device '%.64s'; devices are cpu and cuda:0, cuda:1, …",
            device.c_str());
-  fail(ErrorCode::kInternal, "no backend");
+  fail(ErrorCode::kUsage, "the ranks of a runtime must all be on the CPU or all on GPUs");
 }
 
 }  // namespace nanoweave

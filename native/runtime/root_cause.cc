@@ -31,7 +31,9 @@ std::string RootCause::report_current(int rank, const std::string& op, int step)
   }
 }
 
-void RootCause::report(const EngineError& error) { keep(error, kOwnFailure); }
+void RootCause::report(const EngineError& error) {
+  keep(error, error.code == ErrorCode::kRankTimeout ? kTimeout : kOwnFailure);
+}
 
 void RootCause::keep(const EngineError& error, Severity severity) {
   const std::lock_guard lock(mutex_);

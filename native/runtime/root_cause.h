@@ -17,7 +17,7 @@ class RootCause {
   // returns its message.
   std::string report_current(int rank, const std::string& op, int step);
 
-  // A failure that comes from outside the ranks (closing).
+  // A failure that comes from outside the ranks (closing), or from a device.
   void report(const EngineError& error);
 
   std::exception_ptr get() const;  // null: nothing failed

@@ -14,14 +14,12 @@ int32_t microseconds(std::chrono::nanoseconds duration) {
 
 }  // namespace
 
-StepRun::StepRun(std::shared_ptr<const LoadedProgram> program, std::shared_ptr<const Step> step,
-                 int world, Backend::Done done)
-    : program_(std::move(program)),
-      step_(std::move(step)),
+StepRun::StepRun(std::shared_ptr<const Step> step, int num_threads, Backend::Done done)
+    : step_(std::move(step)),
       result_(std::make_unique<StepResult>()),
       done_(std::move(done)),
       submitted_(Clock::now()),
-      ranks_left_(world) {
+      threads_left_(num_threads) {
   for (const GroupStep& group : step_->groups) {
     result_->groups.emplace_back();
     result_->groups.back().sampled.assign(group.rows.size(), -1);
@@ -35,11 +33,22 @@ void StepRun::mark_started() {
                                       std::memory_order_relaxed);
 }
 
+void StepRun::report_device_time(double us) {
+  const auto ns = static_cast<int64_t>(std::llround(us * 1000));
+  int64_t longest = device_ns_.load(std::memory_order_relaxed);
+  while (ns > longest &&
+         !device_ns_.compare_exchange_weak(longest, ns, std::memory_order_relaxed)) {
+  }
+}
+
 void StepRun::complete(std::exception_ptr failure) {
   if (failure) return done_(nullptr, std::move(failure));
+  const std::chrono::nanoseconds total = Clock::now() - submitted_;
   const std::chrono::nanoseconds queued(started_ns_.load(std::memory_order_relaxed));
-  result_->queue_us = microseconds(queued);
-  result_->run_us = microseconds(Clock::now() - submitted_ - queued);
+  const std::chrono::nanoseconds on_device(device_ns_.load(std::memory_order_relaxed));
+  const std::chrono::nanoseconds running = on_device.count() < 0 ? total - queued : on_device;
+  result_->queue_us = microseconds(total - running);
+  result_->run_us = microseconds(running);
   done_(std::move(result_), nullptr);
 }
 

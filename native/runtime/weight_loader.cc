@@ -11,7 +11,6 @@
 
 #include "core/error.h"
 #include "core/tensor.h"
-#include "cpu/matmul.h"
 #include "runtime/source_file.h"
 
 namespace nanoweave {
@@ -20,9 +19,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kTileElements = int64_t{1} << 18;
-constexpr int64_t kBounceElements = 4 * kTileElements;  // strided rows are read with their gaps
-constexpr int64_t kMinDirectRowBytes = 4096;            // below, one large read beats many small
+constexpr int64_t kBounceElements = 4 * kMaxTileElements;  // strided rows are read with their gaps
+constexpr int64_t kMinDirectRowBytes = 4096;               // below, one large read beats many small
 constexpr auto kProgressInterval = std::chrono::milliseconds(50);
 
 int64_t piece_bytes(const WeightPiece& piece) {
@@ -62,12 +60,15 @@ struct Tile {
 // One thread's buffers.
 class PieceReader {
  public:
-  PieceReader()
-      : bounce_(kBounceElements * 4), floats_(kTileElements), converted_(kTileElements * 4) {}
+  explicit PieceReader(TileSink sink)
+      : sink_(std::move(sink)),
+        bounce_(kBounceElements * 4),
+        floats_(kMaxTileElements),
+        converted_(kMaxTileElements * 4) {}
 
-  void copy(const SourceFile& file, const WeightPiece& piece, const StoredBuffer& buffer, int rank,
-            Progress& progress, const std::atomic<bool>& stop) {
-    const int64_t tile_cols = std::min(piece.col_count, kTileElements);
+  void copy(const SourceFile& file, const WeightPiece& piece, const WeightBuffer& buffer,
+            size_t index, int rank, Progress& progress, const std::atomic<bool>& stop) {
+    const int64_t tile_cols = std::min(piece.col_count, kMaxTileElements);
     if (tile_cols == 0) return;
     const int64_t tile_rows = rows_per_tile(piece, tile_cols);
     for (int64_t row = 0; row < piece.row_count; row += tile_rows) {
@@ -77,7 +78,14 @@ class PieceReader {
                            std::min(tile_cols, piece.col_count - col)};
         read(file, piece, tile);
         convert(piece, buffer.dtype, tile);
-        place(piece, buffer, rank, tile);
+        sink_({.buffer = index,
+               .rank = rank,
+               .row = piece.dest_row + tile.row,
+               .rows = tile.rows,
+               .col = piece.dest_col + tile.col,
+               .cols = tile.cols,
+               .data = source_,
+               .stride = source_stride_});
         progress.add(tile.rows * tile.cols * dtype_bytes(piece.dtype));
       }
     }
@@ -90,7 +98,7 @@ class PieceReader {
   }
 
   static int64_t rows_per_tile(const WeightPiece& piece, int64_t tile_cols) {
-    int64_t rows = kTileElements / tile_cols;
+    int64_t rows = kMaxTileElements / tile_cols;
     if (reads_gaps(piece, tile_cols)) rows = std::min(rows, kBounceElements / piece.cols);
     return std::max<int64_t>(1, rows);
   }
@@ -128,19 +136,7 @@ class PieceReader {
     source_stride_ = stride;
   }
 
-  void place(const WeightPiece& piece, const StoredBuffer& buffer, int rank, const Tile& tile) {
-    const int64_t row = piece.dest_row + tile.row, col = piece.dest_col + tile.col;
-    if (buffer.layout == Layout::kMatmul) {
-      pack_block(buffer.dtype, source_, source_stride_, tile.rows, tile.cols, buffer.data[rank],
-                 buffer.rows, buffer.cols, row, col);
-      return;
-    }
-    const int64_t element = dtype_bytes(buffer.dtype);
-    for (int64_t r = 0; r < tile.rows; ++r)
-      std::memcpy(buffer.data[rank] + ((row + r) * buffer.cols + col) * element,
-                  source_ + r * source_stride_, static_cast<size_t>(tile.cols * element));
-  }
-
+  const TileSink sink_;
   std::vector<std::byte> bounce_;
   std::vector<float> floats_;
   std::vector<std::byte> converted_;
@@ -150,8 +146,8 @@ class PieceReader {
 
 }  // namespace
 
-void fill_weights(const WeightManifest& manifest, std::span<const StoredBuffer> buffers,
-                  const ProgressCallback& callback, int num_threads) {
+void read_weights(const WeightManifest& manifest, const ProgressCallback& callback, int num_threads,
+                  const std::function<TileSink()>& make_sink) {
   std::vector<SourceFile> files;
   files.reserve(manifest.files.size());
   for (const auto& file : manifest.files) files.emplace_back(file.path, file.bytes);
@@ -173,13 +169,14 @@ void fill_weights(const WeightManifest& manifest, std::span<const StoredBuffer> 
   const size_t num_tasks = manifest.buffers.size() * world;
   const auto work = [&] {
     try {
-      PieceReader reader;
+      PieceReader reader(make_sink());
       for (size_t task; !stop.load(std::memory_order_relaxed) &&
                         (task = next_task.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) {
         const size_t index = task / world, rank = task % world;
-        if (buffers[index].space == Space::kKv) continue;
-        for (const WeightPiece& piece : manifest.buffers[index].ranks[rank])
-          reader.copy(files[piece.file], piece, buffers[index], static_cast<int>(rank), progress,
+        const WeightBuffer& buffer = manifest.buffers[index];
+        if (buffer.space == Space::kKv) continue;
+        for (const WeightPiece& piece : buffer.ranks[rank])
+          reader.copy(files[piece.file], piece, buffer, index, static_cast<int>(rank), progress,
                       stop);
       }
     } catch (...) {

@@ -1,17 +1,32 @@
-// Filling of weight buffers from their source files: read a tile, convert it, put it in place
-// (packed or row-major). Ranks and buffers are filled by several threads; a buffer of a rank by
+// Reading of weights from their source files: a tile at a time is read and converted, and handed to
+// whoever puts it in place. Ranks and buffers are read by several threads; a buffer of a rank by
 // one.
 #pragma once
 
-#include <span>
+#include <functional>
 
-#include "runtime/weight_store.h"
+#include "program/manifest.h"
+#include "runtime/backend.h"
 
 namespace nanoweave {
 
-// buffers[i] describes manifest.buffers[i] and has its memory. The first failure, of a thread or of
-// the progress callback, stops all threads and is rethrown.
-void fill_weights(const WeightManifest& manifest, std::span<const StoredBuffer> buffers,
-                  const ProgressCallback& progress, int num_threads);
+// A rectangle of a buffer on one rank, in the buffer's dtype.
+struct WeightTile {
+  size_t buffer;  // of the manifest
+  int rank;
+  int64_t row, rows;
+  int64_t col, cols;
+  const std::byte* data;  // until the sink returns
+  int64_t stride;         // bytes from row to row
+};
+
+inline constexpr int64_t kMaxTileElements = int64_t{1} << 18;
+
+using TileSink = std::function<void(const WeightTile&)>;
+
+// Reads all weight buffers with up to `num_threads` threads; each makes a sink of its own. The
+// first failure, of a thread, a sink or the progress callback, stops all threads and is rethrown.
+void read_weights(const WeightManifest& manifest, const ProgressCallback& progress, int num_threads,
+                  const std::function<TileSink()>& make_sink);
 
 }  // namespace nanoweave

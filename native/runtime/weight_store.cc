@@ -17,23 +17,23 @@ constexpr int64_t kAlignment = 64;
 int64_t align(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 StoredBuffer describe(const WeightBuffer& buffer) {
-  StoredBuffer stored{.name = buffer.name,
-                      .space = buffer.space,
-                      .dtype = buffer.dtype,
-                      .layout = buffer.layout,
-                      .shape = buffer.shape};
-  stored.rows = buffer.shape.size() == 1 ? 1 : buffer.shape[0];
-  stored.cols = buffer.shape.size() == 1 ? buffer.shape[0] : 1;
-  for (size_t i = 1; i < buffer.shape.size(); ++i) stored.cols *= buffer.shape[i];
-  stored.bytes = buffer.layout == Layout::kMatmul
-                     ? packed_bytes(stored.dtype, stored.rows, stored.cols)
-                     : stored.rows * stored.cols * dtype_bytes(stored.dtype);
-  stored.host_blocks = buffer.host_blocks;
+  StoredBuffer stored = describe_stored(buffer);
+  if (stored.layout == Layout::kMatmul)
+    stored.bytes = packed_bytes(stored.dtype, stored.rows, stored.cols);
   return stored;
 }
 
-int64_t host_bytes(const StoredBuffer& buffer) {
-  return buffer.host_blocks * buffer.cols * dtype_bytes(buffer.dtype);
+// Puts a tile where its buffer has it, row-major or packed.
+void place_tile(const StoredBuffer& buffer, const WeightTile& tile) {
+  if (buffer.layout == Layout::kMatmul) {
+    pack_block(buffer.dtype, tile.data, tile.stride, tile.rows, tile.cols, buffer.data[tile.rank],
+               buffer.rows, buffer.cols, tile.row, tile.col);
+    return;
+  }
+  const int64_t element = dtype_bytes(buffer.dtype);
+  for (int64_t r = 0; r < tile.rows; ++r)
+    std::memcpy(buffer.data[tile.rank] + ((tile.row + r) * buffer.cols + tile.col) * element,
+                tile.data + r * tile.stride, static_cast<size_t>(tile.cols * element));
 }
 
 void check_memory(__int128 wanted) {
@@ -56,7 +56,7 @@ void WeightStore::load(const WeightManifest& manifest, const ProgressCallback& p
       fail(ErrorCode::kUsage, "buffer '%s' is already loaded", buffer.name.c_str());
     stored.push_back(describe(buffer));
     (buffer.space == Space::kKv ? kv_bytes : weight_bytes) += align(stored.back().bytes);
-    swap_bytes += align(host_bytes(stored.back()));
+    swap_bytes += align(stored.back().host_bytes());
   }
   check_memory((weight_bytes + kv_bytes + swap_bytes) * world_);
 
@@ -73,10 +73,12 @@ void WeightStore::load(const WeightManifest& manifest, const ProgressCallback& p
       buffer.data.push_back(next);
       next += align(buffer.bytes);
       buffer.host.push_back(buffer.host_blocks > 0 ? host : nullptr);
-      host += align(host_bytes(buffer));
+      host += align(buffer.host_bytes());
     }
   }
-  fill_weights(manifest, stored, progress, num_threads);
+  read_weights(manifest, progress, num_threads, [&] {
+    return [&](const WeightTile& tile) { place_tile(stored[tile.buffer], tile); };
+  });
 
   for (Region& region : regions) regions_.push_back(std::move(region));
   for (StoredBuffer& buffer : stored) buffers_.emplace(buffer.name, std::move(buffer));

@@ -6,24 +6,11 @@
 #include <unordered_map>
 #include <vector>
 
-#include "program/manifest.h"
 #include "runtime/backend.h"
 #include "runtime/region.h"
+#include "runtime/stored_buffer.h"
 
 namespace nanoweave {
-
-struct StoredBuffer {
-  std::string name;
-  Space space = Space::kWeight;
-  DType dtype = DType::kF32;
-  Layout layout = Layout::kPlain;
-  std::vector<int64_t> shape;
-  int64_t rows = 0, cols = 0;         // as a matrix; a vector is [1, n]
-  int64_t bytes = 0;                  // as stored: packed for layout matmul
-  std::vector<std::byte*> data = {};  // [world]
-  int64_t host_blocks = 0;            // kv: rows of the region steps swap to
-  std::vector<std::byte*> host = {};  // [world]; null without host blocks
-};
 
 class WeightStore {
  public:

@@ -28,6 +28,7 @@ export interface BareOptions {
   /** How parts trail each other and share lanes. */
   readonly stagger?: number
   readonly lanes?: LaneMode
+  readonly graphs?: boolean
 }
 
 const BLOCK_SIZE = 16
@@ -111,6 +112,7 @@ export class BareModel {
       waitTimeoutMs: 30_000,
       deterministic: false,
       cpuIsa: 'auto',
+      graphs: options.graphs ?? true,
     })
     try {
       await runtime.loadWeights(JSON.stringify(compiled[0]!.manifest))

@@ -161,6 +161,14 @@ bool can_map_peer(int ordinal, int peer) {
   return can != 0;
 }
 
+bool is_nvlink(int ordinal, int peer) {
+  int atomics = 0;  // PCIe has none between devices
+  check_cuda(
+      cudaDeviceGetP2PAttribute(&atomics, cudaDevP2PAttrNativeAtomicSupported, ordinal, peer),
+      "asking for the link to a peer");
+  return atomics != 0;
+}
+
 void enable_peer(int ordinal, int peer) {
   const DeviceScope scope(ordinal);
   const cudaError_t status = cudaDeviceEnablePeerAccess(peer, 0);

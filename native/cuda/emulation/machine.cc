@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -80,30 +81,42 @@ Machine& Machine::instance() {
   return machine;
 }
 
-void Machine::enqueue(Stream* stream, std::unique_ptr<Grid> grid) {
-  grid->unfinished = grid->blocks.count();
-  grid->remaining.resize(grid->unfinished);
-  std::iota(grid->remaining.begin(), grid->remaining.end(), 0u);
-  for (size_t i = grid->remaining.size(); i > 1; --i)
-    std::swap(grid->remaining[i - 1], grid->remaining[random() % i]);
-  if (std::find(streams_.begin(), streams_.end(), stream) == streams_.end())
-    streams_.push_back(stream);
-  stream->grids.push_back(std::move(grid));
+uint64_t Machine::clock_ns() const {
+  if (!real_clock_) return clock_ns_;
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
+}
+
+void Machine::enqueue(Stream* stream, Work work) {
+  if (work.grid != nullptr) {
+    Grid& grid = *work.grid;
+    grid.stream = stream;
+    grid.unfinished = grid.blocks.count();
+    grid.remaining.resize(grid.unfinished);
+    std::iota(grid.remaining.begin(), grid.remaining.end(), 0u);
+    for (size_t i = grid.remaining.size(); i > 1; --i)
+      std::swap(grid.remaining[i - 1], grid.remaining[random() % i]);
+  }
+  if (!stream->listed) streams_.push_back(stream);
+  stream->listed = true;
+  stream->queue.push_back(std::move(work));
+  changed_ = true;
 }
 
 void Machine::run() {
-  blocks_finished_ = true;
-  while (failure_.empty()) {
-    start_blocks();
+  while (advance(1 << 20)) {
+  }
+  drop_everything();
+}
+
+bool Machine::advance(int turns) {
+  for (; turns > 0 && failure_.empty(); --turns) {
+    if (changed_ || clock_ns_ >= next_start_ns_) start_work();
     if (ready_.empty()) {
-      uint64_t next = UINT64_MAX;
-      for (const Stream* stream : streams_)
-        if (!stream->dead && !stream->grids.empty() && stream->not_before_ns > clock_ns_)
-          next = std::min(next, stream->not_before_ns);
-      if (next == UINT64_MAX) break;
-      clock_ns_ = next;
-      blocks_finished_ = true;
-      continue;
+      if (skip_to_late_stream()) continue;
+      if (blocks_.empty()) return false;
+      failure_ = describe_stuck();
+      break;
     }
     const size_t pick = random() % ready_.size();
     Thread* thread = ready_[pick];
@@ -111,10 +124,17 @@ void Machine::run() {
     ready_.pop_back();
     dispatch(*thread);
   }
-  if (failure_.empty() && !blocks_.empty()) failure_ = describe_stuck();
+  if (failure_.empty()) return true;
   const std::string failure = std::exchange(failure_, {});
   drop_everything();
-  if (!failure.empty()) throw EmulationFailure(failure);
+  throw EmulationFailure(failure);
+}
+
+// With nothing to run, the clock jumps to the first late stream.
+bool Machine::skip_to_late_stream() {
+  if (next_start_ns_ == UINT64_MAX) return false;
+  clock_ns_ = next_start_ns_;
+  return true;
 }
 
 void Machine::dispatch(Thread& thread) {
@@ -129,41 +149,66 @@ void Machine::dispatch(Thread& thread) {
   if (!thread.done) return;
   fibers_.release(thread.fiber);
   thread.fiber = nullptr;
-  Block* block = thread.block;
-  if (block->running > 0) return;
-  publish(block->stores);
-  Grid* grid = block->grid;
+  if (thread.block->running == 0) finish_block(*thread.block);
+}
+
+void Machine::finish_block(Block& block) {
+  publish(block.stores);
+  Grid* grid = block.grid;
   const auto at = std::find_if(blocks_.begin(), blocks_.end(),
-                               [&](const auto& other) { return other.get() == block; });
+                               [&](const auto& other) { return other.get() == &block; });
   std::swap(*at, blocks_.back());
   spare_blocks_.push_back(std::move(blocks_.back()));
   blocks_.pop_back();
-  blocks_finished_ = true;
-  if (--grid->unfinished == 0)
-    for (Stream* stream : streams_)
-      if (!stream->grids.empty() && stream->grids.front().get() == grid) stream->grids.pop_front();
+  changed_ = true;
+  if (--grid->unfinished == 0) grid->stream->queue.pop_front();
 }
 
-// Starts what may run: all blocks of a cooperative grid, a few of another.
-void Machine::start_blocks() {
-  for (Stream* stream : streams_) {
-    if (!blocks_finished_ && stream->not_before_ns == 0) continue;
-    while (!stream->dead && !stream->grids.empty() && stream->not_before_ns <= clock_ns_) {
-      Grid& grid = *stream->grids.front();
-      if (grid.unfinished == 0) {  // an empty grid
-        stream->grids.pop_front();
+// Starts what may start, until nothing more does: an action may set another stream going.
+void Machine::start_work() {
+  changed_ = false;
+  for (bool started = true; started;) {
+    started = false;
+    for (size_t i = 0; i < streams_.size();) {
+      Stream& stream = *streams_[i];
+      started |= start_from(stream);
+      if (!stream.queue.empty()) {
+        ++i;
         continue;
       }
-      const auto running = static_cast<unsigned>(grid.unfinished - grid.remaining.size());
-      unsigned room = grid.cooperative ? grid.unfinished : 1 + random() % kMaxBlocksAtOnce;
-      for (; room > running && !grid.remaining.empty(); --room) {
-        start_block(grid, grid.remaining.back());
-        grid.remaining.pop_back();
-      }
-      break;
+      stream.listed = false;
+      streams_[i] = streams_.back();
+      streams_.pop_back();
     }
   }
-  blocks_finished_ = false;
+  next_start_ns_ = UINT64_MAX;
+  for (const Stream* stream : streams_)
+    if (!stream->dead && stream->not_before_ns > clock_ns_)
+      next_start_ns_ = std::min(next_start_ns_, stream->not_before_ns);
+}
+
+// True: an action was done.
+bool Machine::start_from(Stream& stream) {
+  bool acted = false;
+  while (!stream.dead && !stream.queue.empty() && stream.not_before_ns <= clock_ns_) {
+    Work& work = stream.queue.front();
+    if (work.grid != nullptr ? !start_blocks(*work.grid) : !work.action()) break;
+    stream.queue.pop_front();
+    acted = true;
+  }
+  return acted;
+}
+
+// All blocks of a cooperative grid, a few of another. True: the grid is empty.
+bool Machine::start_blocks(Grid& grid) {
+  if (grid.unfinished == 0) return true;
+  const auto running = static_cast<unsigned>(grid.unfinished - grid.remaining.size());
+  unsigned room = grid.cooperative ? grid.unfinished : 1 + random() % kMaxBlocksAtOnce;
+  for (; room > running && !grid.remaining.empty(); --room) {
+    start_block(grid, grid.remaining.back());
+    grid.remaining.pop_back();
+  }
+  return false;
 }
 
 void Machine::start_block(Grid& grid, unsigned index) {
@@ -251,7 +296,10 @@ void Machine::drop_everything() {
   for (auto& block : spare_blocks_) block->stores.clear();
   blocks_.clear();
   ready_.clear();
-  for (Stream* stream : streams_) stream->grids.clear();
+  for (Stream* stream : streams_) {
+    stream->queue.clear();
+    stream->listed = false;
+  }
   streams_.clear();
 }
 

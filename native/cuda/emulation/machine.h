@@ -118,22 +118,39 @@ struct Block {
   void map_shared(size_t bytes);
 };
 
+struct Stream;
+
 struct Grid {
   std::string name;
   Index3 blocks, threads;
   size_t shared_bytes = 0;
-  bool cooperative = false;         // all blocks run at once
-  std::function<void()> body;       // one thread
+  bool cooperative = false;    // all blocks run at once
+  std::function<void()> body;  // one thread
+  // The machine's, while it is enqueued:
+  Stream* stream = nullptr;
   std::vector<unsigned> remaining;  // linear indices of blocks not started, shuffled
   unsigned unfinished = 0;
 };
 
-// A stream: grids in order. Streams run side by side.
+// What a stream holds: a grid, or something the machine does between grids (a copy, an event).
+struct Work {
+  std::unique_ptr<Grid> grid;
+  std::function<bool()> action;  // false: not yet
+};
+
+class Gpu;
+
+// A stream: work in order. Streams run side by side.
 struct Stream {
-  std::deque<std::unique_ptr<Grid>> grids;
+  std::deque<Work> queue;
+  bool listed = false;         // the machine looks at it
   uint64_t not_before_ns = 0;  // a late device: nothing starts earlier
   bool dead = false;           // a dead device: nothing ever starts
+  Gpu* gpu = nullptr;          // the service it belongs to (gpu.h); null: the machine alone
 };
+
+// Launches a grid: through the stream's service, or into the machine.
+void enqueue(Stream* stream, std::unique_ptr<Grid> grid);
 
 // A range of addresses that stands for the same offsets in several heaps.
 struct Multicast {
@@ -158,13 +175,17 @@ class Machine {
     return z ^ z >> 31;
   }
 
-  void enqueue(Stream* stream, std::unique_ptr<Grid> grid);
+  void enqueue(Stream* stream, Work work);
   // Forgets everything enqueued; the streams must still be there.
   void drop_everything();
   // Runs everything enqueued; throws the first failure, and then nothing is left in any stream.
   void run();
+  // Lets threads run `turns` times; false: nothing can run until more is enqueued. Throws as run().
+  bool advance(int turns);
 
-  uint64_t clock_ns() const { return clock_ns_; }
+  // Time as threads see it: it passes with their turns, or it is the machine's own.
+  void use_real_clock() { real_clock_ = true; }
+  uint64_t clock_ns() const;
 
   // Any thread.
   void add_multicast(Multicast range);
@@ -198,9 +219,13 @@ class Machine {
   }
 
  private:
-  void start_blocks();
+  void start_work();
+  bool start_from(Stream& stream);
+  bool start_blocks(Grid& grid);
   void start_block(Grid& grid, unsigned index);
+  bool skip_to_late_stream();
   void dispatch(Thread& thread);
+  void finish_block(Block& block);
   void finish_thread(Thread& thread);
   void publish(std::vector<PendingStore>& stores);
   bool arrive_at_warp(const char* name, uint32_t mask, void* data, const Where& where,
@@ -213,15 +238,17 @@ class Machine {
 
   uint64_t random_state_ = 1;
   FiberPool fibers_;
-  std::vector<Stream*> streams_;
+  std::vector<Stream*> streams_;                // with work
   std::vector<std::unique_ptr<Block>> blocks_;  // started and not finished
   std::vector<std::unique_ptr<Block>> spare_blocks_;
-  bool blocks_finished_ = false;  // since start_blocks() last looked
+  bool changed_ = false;                 // work came or blocks ended since start_work() last looked
+  uint64_t next_start_ns_ = UINT64_MAX;  // of the first late stream
   std::vector<Thread*> ready_;
   mutable std::mutex multicasts_mutex_;
   std::vector<Multicast> multicasts_;
   Thread* running_ = nullptr;
   uint64_t clock_ns_ = 0;
+  bool real_clock_ = false;
   std::string failure_;
 };
 

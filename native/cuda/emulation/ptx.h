@@ -29,22 +29,23 @@ void store_remote_element(T* to, T value) {
 }
 
 // A thread that polls gives way, so that spins end.
+// Words that the host sees as well are atomic.
 inline uint32_t load_acquire_system(const uint32_t* from) {
   Machine::instance().yield();
-  return *from;
+  return __atomic_load_n(from, __ATOMIC_ACQUIRE);
 }
 inline uint32_t load_relaxed_system(const uint32_t* from) {
   Machine::instance().yield();
-  return *from;
+  return __atomic_load_n(from, __ATOMIC_RELAXED);
 }
 inline void store_release_system(uint32_t* to, uint32_t value) {
   Machine::instance().yield();
   Machine::instance().thread_fence();
-  *to = value;
+  __atomic_store_n(to, value, __ATOMIC_RELEASE);
 }
 inline void store_relaxed_system(uint32_t* to, uint32_t value) {
   Machine::instance().yield();
-  *to = value;
+  __atomic_store_n(to, value, __ATOMIC_RELAXED);
 }
 inline uint32_t add_acquire_release(uint32_t* to, uint32_t value) {
   Machine::instance().yield();

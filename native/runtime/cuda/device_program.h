@@ -1,0 +1,77 @@
+// DeviceProgram: a program bound to one device: operands of its ranks, their step memory, and a
+// graph per bucket. Enqueues steps; never waits.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/cuda/comm.h"
+#include "runtime/cuda/device_state.h"
+#include "runtime/cuda/prepared_program.h"
+#include "runtime/stored_buffer.h"
+
+namespace nanoweave {
+
+// What the devices of a backend have in common, for launches that must be alike on all.
+struct DeviceGroup {
+  int tp = 1;
+  int max_local_ranks = 1;
+  int min_sm_count = 1;
+  Link link = Link::kSameDevice;  // the slowest inside a group of ranks
+};
+
+using FindStored = std::function<const StoredBuffer*(const std::string& name)>;
+
+class DeviceProgram {
+ public:
+  // Loads the kernels on the device; graphs come with capture().
+  DeviceProgram(std::shared_ptr<const PreparedProgram> prepared, DeviceState& state,
+                const CudaComm& comm, const DeviceGroup& group, const FindStored& find_stored);
+
+  const PreparedProgram& prepared() const { return *prepared_; }
+  const std::vector<CudaRank>& ranks() const { return ranks_; }
+  // KV buffers of a local rank, what steps swap them to, and the bytes of a block in each.
+  struct KvBuffer {
+    std::byte* data;
+    std::byte* host;
+    int64_t block_bytes;
+  };
+  const std::vector<KvBuffer>& kv(size_t local_rank) const { return kv_[local_rank]; }
+
+  // Row 0 of the logits a local rank samples from.
+  const std::byte* logits(size_t local_rank) const;
+
+  // Makes room in the device's workspaces and slots. True: they have moved, so that all programs
+  // of the device must capture again.
+  bool reserve();
+  // Captures all graphs anew. No step may be running.
+  void capture();
+
+  // The ops of a step into the main lane, by graph where its bucket has one.
+  void enqueue(const CudaBucket& step);
+
+ private:
+  void load_functions() const;
+  void bind_ranks(const FindStored& find_stored, const CudaComm& comm);
+  void enqueue_ops(const CudaBucket& bucket);
+  void launch_op(int index, const CudaBucket& bucket);
+  int sm_budget(int lane) const;
+
+  const std::shared_ptr<const PreparedProgram> prepared_;
+  DeviceState& state_;
+  const CudaComm& comm_;
+  const DeviceGroup group_;
+
+  std::vector<DeviceMemory> step_memory_, result_memory_;
+  std::vector<CudaRank> ranks_;                      // local
+  std::vector<std::vector<CudaOperands>> operands_;  // [op][local rank]
+  std::vector<std::vector<KvBuffer>> kv_;            // [local rank]
+  std::vector<DeviceEvent> events_;                  // of the lane plan
+  DeviceEvent fork_;
+  std::array<DeviceEvent, kLanes> joins_;
+  std::vector<DeviceGraph> graphs_;  // by bucket; empty until captured
+};
+
+}  // namespace nanoweave

@@ -1,0 +1,53 @@
+// DeviceState: what the programs of one device share: its streams, a workspace for each lane, and
+// the sampling slots of its ranks. Grows while programs are loaded, with no step running.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "cuda/device.h"
+#include "runtime/cuda/lane_plan.h"
+
+namespace nanoweave {
+
+class DeviceState {
+ public:
+  // `ranks`: those placed here, ascending.
+  DeviceState(const CudaDevice& device, std::vector<int> ranks);
+
+  const CudaDevice& device() const { return device_; }
+  const std::vector<int>& ranks() const { return ranks_; }
+
+  DeviceStream& lane(int lane) { return lanes_[lane]; }
+  // The lane that starts and ends every step.
+  DeviceStream& main() { return lanes_[static_cast<int>(Lane::kCompute)]; }
+  DeviceStream& upload() { return upload_; }
+  void synchronize() const;  // all streams
+
+  std::byte* workspace(int lane) const { return workspaces_[lane].data(); }
+  int64_t workspace_bytes(int lane) const { return workspaces_[lane].bytes(); }
+  const SlotStates& slots(size_t local_rank) const { return slots_[local_rank].states; }
+
+  // True: the memory has moved, so that graphs captured before are stale.
+  bool grow_workspace(int lane, int64_t bytes);
+  bool grow_slots(int64_t num_slots, int64_t vocab_size);
+
+ private:
+  struct SlotMemory {
+    DeviceMemory params, counts, bias, allowed;
+    SlotStates states{};
+  };
+
+  SlotMemory make_slots(int64_t num_slots, int64_t vocab_size);
+  void copy_slots(const SlotMemory& from, const SlotMemory& to);
+
+  const CudaDevice device_;
+  const std::vector<int> ranks_;
+  std::array<DeviceStream, kLanes> lanes_;
+  DeviceStream upload_;
+  std::array<DeviceMemory, kLanes> workspaces_;
+  int64_t num_slots_ = 0;
+  std::vector<SlotMemory> slots_;  // by local rank
+};
+
+}  // namespace nanoweave

@@ -1,0 +1,227 @@
+#include "runtime/cuda/step_stage.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/error.h"
+#include "cuda/load_step.h"
+
+namespace nanoweave {
+
+namespace {
+
+constexpr int64_t kWordBytes = sizeof(int32_t);
+constexpr int64_t kResultWords = 2 + 2 * kMaxTopLogprobs;  // of a row
+constexpr int64_t kBounceBytes = int64_t{1} << 20;         // a row of the largest vocabulary
+constexpr int64_t kSlotWords = 4096;  // parameters, history and biases a usual step brings
+
+int num_top_logprobs(const StepRow& row) { return row.flags >> kRowTopShift & 0xff; }
+
+bool wants_top(const GroupStep& step) {
+  return std::any_of(step.rows.begin(), step.rows.end(),
+                     [](const StepRow& row) { return num_top_logprobs(row) > 0; });
+}
+
+int64_t usual_words(const Limits& limits) {
+  const int64_t header = sizeof(PackedStep) / kWordBytes;
+  const int64_t segments =
+      (kMaxParts + 1) * limits.max_seqs * static_cast<int64_t>(sizeof(Segment)) / kWordBytes;
+  return header + 3 * limits.max_tokens + limits.max_seqs * limits.max_blocks_per_seq +
+         4 * limits.max_rows + segments + kSlotWords;
+}
+
+std::vector<int> groups_of(const std::vector<CudaRank>& ranks) {
+  std::vector<int> groups;
+  for (const CudaRank& rank : ranks) {
+    const int group = rank.rank / rank.tp;
+    if (std::find(groups.begin(), groups.end(), group) == groups.end()) groups.push_back(group);
+  }
+  return groups;
+}
+
+// Runs of {device block, host block, count}: to the host, then from it.
+void swap_blocks(const DeviceProgram::KvBuffer& kv, const GroupStep& step, CudaStream stream) {
+  for (const bool out : {true, false}) {
+    const std::span<const int32_t> runs = out ? step.swap_out : step.swap_in;
+    for (size_t at = 0; at + 2 < runs.size(); at += 3) {
+      std::byte* device = kv.data + runs[at] * kv.block_bytes;
+      std::byte* host = kv.host + runs[at + 1] * kv.block_bytes;
+      copy_async(out ? host : device, out ? device : host, runs[at + 2] * kv.block_bytes, stream);
+    }
+  }
+}
+
+int64_t words_of(const DeviceProgram& program, const Step& step) {
+  int64_t words = 0;
+  for (const int group : groups_of(program.ranks())) words += packed_step_words(step.groups[group]);
+  return words;
+}
+
+}  // namespace
+
+bool wants_logits(const Step& step) {
+  for (const GroupStep& group : step.groups)
+    for (const StepRow& row : group.rows)
+      if ((row.flags & kRowLogits) != 0) return true;
+  return false;
+}
+
+StepStage::StepStage(DeviceState& state)
+    : state_(state),
+      bounce_(kBounceBytes, "rows of logits"),
+      uploaded_(false),
+      started_(true),
+      finished_(true) {}
+
+void StepStage::reserve(const Limits& limits) {
+  const auto ranks = static_cast<int64_t>(state_.ranks().size());
+  const int64_t words = usual_words(limits) * ranks;
+  if (words * kWordBytes > host_words_.bytes()) {
+    host_words_ = PinnedMemory(words * kWordBytes, "steps");
+    device_words_ = DeviceMemory(state_.device().ordinal, words * kWordBytes, "steps");
+  }
+  const int64_t results = limits.max_rows * kResultWords * kWordBytes * ranks;
+  if (results > results_.bytes()) results_ = PinnedMemory(results, "the results of steps");
+}
+
+bool StepStage::fits(const DeviceProgram& program, const Step& step) const {
+  return words_of(program, step) * kWordBytes <= host_words_.bytes();
+}
+
+void StepStage::grow(const DeviceProgram& program, const Step& step) {
+  const int64_t bytes = words_of(program, step) * kWordBytes;
+  host_words_ = PinnedMemory(bytes, "a large step");
+  device_words_ = {};
+  device_words_ = DeviceMemory(state_.device().ordinal, bytes, "a large step");
+}
+
+void StepStage::start(DeviceProgram& program, const Step& step) {
+  pack(program, step);
+  DeviceStream& main = state_.main();
+  main.wait(uploaded_);
+  started_.record(main.get());
+  load(program, step);
+  program.enqueue(bucket_of(step, program.prepared().plan.step));
+  bring_results(program, step);
+  finished_.record(main.get());
+}
+
+// Packs the groups of this device next to each other and uploads them beside the step in front.
+void StepStage::pack(const DeviceProgram& program, const Step& step) {
+  packed_.clear();
+  int64_t used = 0;
+  auto* const words = host_words_.as<int32_t>();
+  for (const int group : groups_of(program.ranks())) {
+    const int64_t count = packed_step_words(step.groups[group]);
+    pack_step(step.groups[group], program.prepared().plan.step,
+              {words + used, static_cast<size_t>(count)});
+    Packed& packed = packed_.emplace_back(Packed{.group = group, .at = used, .header = {}});
+    std::memcpy(&packed.header, words + used, sizeof packed.header);
+    used += count;
+  }
+  copy_async(device_words_.data(), words, used * kWordBytes, state_.upload().get());
+  uploaded_.record(state_.upload().get());
+}
+
+const StepStage::Packed& StepStage::packed_of(int group) const {
+  return *std::find_if(packed_.begin(), packed_.end(),
+                       [&](const Packed& packed) { return packed.group == group; });
+}
+
+void StepStage::load(const DeviceProgram& program, const Step& step) {
+  const CudaStream stream = state_.main().get();
+  for (size_t local = 0; local < program.ranks().size(); ++local) {
+    const CudaRank& rank = program.ranks()[local];
+    const Packed& packed = packed_of(rank.rank / rank.tp);
+    const int32_t* words = device_words_.as<int32_t>() + packed.at;
+    load_step(stream, words, rank.step, rank.slots, packed.header);
+    update_slots(stream, words, rank.slots, packed.header);
+    for (const DeviceProgram::KvBuffer& kv : program.kv(local)) {
+      swap_blocks(kv, step.groups[packed.group], stream);
+      copy_blocks(stream, words, packed.header, kv.data, kv.block_bytes);
+    }
+  }
+}
+
+void StepStage::bring_results(const DeviceProgram& program, const Step& step) {
+  const CudaStream stream = state_.main().get();
+  const int64_t max_rows = program.prepared().program.limits.max_rows;
+  for (size_t local = 0; local < program.ranks().size(); ++local) {
+    const CudaRank& rank = program.ranks()[local];
+    if (rank.result.sampled == nullptr) continue;
+    const GroupStep& group = step.groups[rank.rank / rank.tp];
+    const auto rows = static_cast<int64_t>(group.rows.size());
+    auto* const to = results_.as<int32_t>() + static_cast<int64_t>(local) * max_rows * kResultWords;
+    const int64_t pitch = max_rows * kWordBytes;
+    copy_rows_async(to, pitch, rank.result.sampled, pitch, rows * kWordBytes, 2, stream);
+    if (!wants_top(group)) continue;
+    const int64_t top_pitch = pitch * kMaxTopLogprobs;
+    copy_rows_async(to + 2 * max_rows, top_pitch, rank.result.top_tokens, top_pitch,
+                    rows * kMaxTopLogprobs * kWordBytes, 2, stream);
+  }
+}
+
+void StepStage::collect(const DeviceProgram& program, const Step& step, StepResult& result) {
+  const int64_t max_rows = program.prepared().program.limits.max_rows;
+  for (size_t local = 0; local < program.ranks().size(); ++local) {
+    const CudaRank& rank = program.ranks()[local];
+    if (rank.result.sampled == nullptr) continue;
+    const int index = rank.rank / rank.tp;
+    const GroupStep& group = step.groups[index];
+    StepResult::Group& to = result.groups[index];
+    const auto* words =
+        results_.as<int32_t>() + static_cast<int64_t>(local) * max_rows * kResultWords;
+    const size_t rows = group.rows.size();
+    if (rows == 0) continue;
+    std::memcpy(to.sampled.data(), words, rows * kWordBytes);
+    std::memcpy(to.logprobs.data(), words + max_rows, rows * kWordBytes);
+    collect_top(program, group, words + 2 * max_rows, to);
+    collect_logits(program, local, group, to);
+  }
+}
+
+void StepStage::collect_top(const DeviceProgram& program, const GroupStep& step,
+                            const int32_t* words, StepResult::Group& group) {
+  const PreparedProgram& prepared = program.prepared();
+  const int32_t* logprobs = words + prepared.program.limits.max_rows * kMaxTopLogprobs;
+  for (size_t row = 0; row < step.rows.size(); ++row) {
+    const int count = std::min(num_top_logprobs(step.rows[row]), prepared.sample_vocab);
+    if (count == 0) continue;
+    group.top_logprobs.push_back(static_cast<int32_t>(row));
+    group.top_logprobs.push_back(count);
+    const size_t first = row * kMaxTopLogprobs;
+    for (size_t i = first; i < first + count; ++i) {
+      group.top_logprobs.push_back(words[i]);
+      group.top_logprobs.push_back(logprobs[i]);
+    }
+  }
+}
+
+// Runs of asked rows, as many at once as the page-locked buffer takes.
+void StepStage::collect_logits(const DeviceProgram& program, size_t local_rank,
+                               const GroupStep& step, StepResult::Group& group) {
+  const int64_t vocab = program.prepared().sample_vocab;
+  const int64_t pitch = logits_of(program.prepared())->cols() * kWordBytes;
+  const int64_t most = std::max<int64_t>(1, kBounceBytes / (vocab * kWordBytes));
+  const auto rows = static_cast<int64_t>(step.rows.size());
+  const auto asked = [&](int64_t row) { return (step.rows[row].flags & kRowLogits) != 0; };
+  for (int64_t begin = 0; begin < rows;) {
+    int64_t end = begin;
+    while (end < rows && end - begin < most && asked(end)) ++end;
+    if (end == begin) {
+      ++begin;
+      continue;
+    }
+    copy_rows_async(bounce_.data(), vocab * kWordBytes, program.logits(local_rank) + begin * pitch,
+                    pitch, vocab * kWordBytes, end - begin, state_.upload().get());
+    state_.upload().synchronize();
+    for (int64_t row = begin; row < end; ++row) {
+      const int32_t* words = bounce_.as<int32_t>() + (row - begin) * vocab;
+      group.logits.push_back(static_cast<int32_t>(row));
+      group.logits.insert(group.logits.end(), words, words + vocab);
+    }
+    begin = end;
+  }
+}
+
+}  // namespace nanoweave

@@ -1,0 +1,61 @@
+// StepStage: a step's way to one device and back: its packed words on the host and on the device,
+// the results of the ranks that report any, and the events around it. A device has one for each
+// step in flight.
+#pragma once
+
+#include <vector>
+
+#include "runtime/cuda/device_program.h"
+#include "runtime/step_run.h"
+
+namespace nanoweave {
+
+class StepStage {
+ public:
+  explicit StepStage(DeviceState& state);
+
+  // Room for a step of these limits; more is made when a step needs it. Device idle.
+  void reserve(const Limits& limits);
+
+  // Enqueues the whole step: upload, load_step, ops, results back.
+  void start(DeviceProgram& program, const Step& step);
+  bool done() const { return finished_.done(); }
+  double elapsed() const { return elapsed_us(started_, finished_); }
+
+  // Whether the step fits what was reserved; if not, it may start only when the device is idle.
+  bool fits(const DeviceProgram& program, const Step& step) const;
+  void grow(const DeviceProgram& program, const Step& step);
+
+  // Of a finished step: the results of this device's ranks.
+  void collect(const DeviceProgram& program, const Step& step, StepResult& result);
+
+ private:
+  struct Packed {
+    int group;
+    int64_t at;  // word
+    PackedStep header;
+  };
+
+  void pack(const DeviceProgram& program, const Step& step);
+  void load(const DeviceProgram& program, const Step& step);
+  void bring_results(const DeviceProgram& program, const Step& step);
+  static void collect_top(const DeviceProgram& program, const GroupStep& step, const int32_t* words,
+                          StepResult::Group& group);
+  void collect_logits(const DeviceProgram& program, size_t local_rank, const GroupStep& step,
+                      StepResult::Group& group);
+  const Packed& packed_of(int group) const;
+
+  DeviceState& state_;
+  PinnedMemory host_words_;
+  DeviceMemory device_words_;
+  PinnedMemory results_;        // per reporting local rank, max_rows as its program has
+  PinnedMemory bounce_;         // rows of logits on their way
+  std::vector<Packed> packed_;  // groups of this device
+  DeviceEvent uploaded_, started_, finished_;
+};
+
+// Whether results beside sampled tokens and log-probabilities must be fetched from the arena, which
+// the next step overwrites.
+bool wants_logits(const Step& step);
+
+}  // namespace nanoweave
