@@ -5,6 +5,7 @@
 
 import { describe, expect, it } from 'vitest'
 import { STEP_SECTION } from '../lib/engine/step.ts'
+import { groupedGlu } from '../lib/ops/grouped-glu.ts'
 import { groupedMatmul } from '../lib/ops/grouped-matmul.ts'
 import { moeCombine } from '../lib/ops/moe-combine.ts'
 import { type DispatchBuffers, moeDispatch } from '../lib/ops/moe-dispatch.ts'
@@ -376,5 +377,67 @@ describe('moe_route', () => {
     } finally {
       await runtime.close()
     }
+  })
+})
+
+describe('rows named by the arena are not trusted', () => {
+  const ROWS = 6
+  const fails = async (builder: ProgramBuilder, inputs: Record<string, number[]>) => {
+    const runtime = await OpRuntime.open(placeApart(builder))
+    try {
+      await runtime.poison()
+      for (const [name, values] of Object.entries(inputs)) await runtime.write(name, 0, values)
+      const step = rowsStep(1).set(STEP_SECTION.partBounds, [0, 1])
+      await expect(runtime.submit(encodeStep(step))).rejects.toMatchObject({
+        code: 'ERR_PROGRAM',
+      })
+    } finally {
+      await runtime.close()
+    }
+  }
+  const newBuilder = () =>
+    new ProgramBuilder({ name: 'hostile', world: 1, tp: 1, limits: limitsFor(1) })
+
+  it.each([
+    [[0, 2, ROWS + 1]],
+    [[0, 2 ** 30, 2 ** 30]],
+    [[0, 4, 3]],
+    [[-1, 2, 3]],
+    [[-(2 ** 31), 0, 2]],
+  ])('offsets %j', async (offsetValues) => {
+    const matmul = newBuilder()
+    const x = matmul.arena('x', 'f32', [ROWS, HIDDEN])
+    const weight = matmul.weight('weight', 'f32', [2 * EXPERT_ROWS, HIDDEN], 'matmul')
+    const offsets = matmul.arena('offsets', 'i32', [3])
+    const y = matmul.arena('y', 'f32', [ROWS, HIDDEN])
+    matmul.add('op', groupedMatmul({ x, offsets, weight, y }))
+    await fails(matmul, { offsets: offsetValues })
+    const glu = newBuilder()
+    const buffers = {
+      gateUp: glu.arena('gate_up', 'f32', [ROWS, 2 * HIDDEN]),
+      offsets: glu.arena('offsets', 'i32', [3]),
+      y: glu.arena('y', 'f32', [ROWS, HIDDEN]),
+    }
+    glu.add('op', groupedGlu(buffers, { activation: 'silu' }))
+    await fails(glu, { offsets: offsetValues })
+  })
+
+  it.each([-1, 2 ** 30, -(2 ** 31)])('row %d of an expert', async (row) => {
+    const builder = newBuilder()
+    const [k, received] = [2, limitsFor(1).maxTokens]
+    builder.add(
+      'op',
+      moeCombine(
+        {
+          expertOut: builder.arena('expert_out', 'f32', [received * k, HIDDEN]),
+          rows: builder.arena('rows', 'i32', [received, k]),
+          ids: builder.arena('ids', 'i32', ['T', k]),
+          weights: builder.arena('weights', 'f32', ['T', k]),
+          y: builder.arena('y', 'f32', ['T', HIDDEN]),
+        },
+        { experts: 4, ep: 1 },
+      ),
+    )
+    await fails(builder, { ids: [1, 3], weights: [1, 1], rows: [0, row] })
   })
 })

@@ -37,6 +37,19 @@ int64_t require_offsets(const OpInstance& op, const BufferDesc& buffer) {
   return buffer.shape[0].size - 1;
 }
 
+const int32_t* checked_offsets(const HostRun& run, const Tensor& offsets, int64_t rows) {
+  const int32_t* values = ints(offsets);
+  int32_t previous = 0;
+  for (int64_t e = 0; e < offsets.rows * offsets.cols; ++e) {
+    if (values[e] < previous || values[e] > rows)
+      fail(ErrorCode::kProgram, "op %s: offset %lld of its experts is %d, must be %d..%lld",
+           run.label.c_str(), static_cast<long long>(e), values[e], previous,
+           static_cast<long long>(rows));
+    previous = values[e];
+  }
+  return values;
+}
+
 int64_t require_choices(const OpInstance& op, const BufferDesc& buffer, DType dtype) {
   op.require(buffer.space == Space::kArena, "buffer %s must be in the arena", buffer.name.c_str());
   op.require_matrix(buffer, Symbol::kTokens, -1);

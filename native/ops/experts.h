@@ -53,6 +53,10 @@ inline int32_t* mutable_ints(const Tensor& tensor) {
   return reinterpret_cast<int32_t*>(tensor.data);
 }
 
+// Offsets of the local experts' rows. The arena is not trusted: ERR_PROGRAM unless they ascend
+// within `rows`. Rank thread, not its pool.
+const int32_t* checked_offsets(const HostRun& run, const Tensor& offsets, int64_t rows);
+
 // A barrier over all ranks: tokens cross attention groups.
 inline void world_barrier(const HostRun& run, int phase) {
   run.rank.comm->barrier(run.rank.rank, 0, run.rank.world, phase, run.label, run.step_id);

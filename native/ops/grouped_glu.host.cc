@@ -43,7 +43,7 @@ HostKernel prepare_grouped_glu(const OpInstance& op) {
     const Tensor& y = run.out[0];
     const VectorKernels& kernels = vector_kernels(run.rank.isa);
     const ThreadFloats scratch(run.rank, clamped ? 2 * y.cols : 0);
-    const int64_t rows = ints(run.in[1])[experts];
+    const int64_t rows = checked_offsets(run, run.in[1], y.rows)[experts];
     for_row_chunks(run.rank, rows, gate_up.cols, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t r = begin; r < end; ++r) {
         const std::byte* gate = gate_up.row(r);

@@ -26,7 +26,7 @@ HostKernel prepare_grouped_matmul(const OpInstance& op) {
   return [=](const HostRun& run) {
     const Tensor& x = run.in[0];
     const Tensor& y = run.out[0];
-    const int32_t* offsets = ints(run.in[1]);
+    const int32_t* offsets = checked_offsets(run, run.in[1], x.rows);
     for (int64_t e = 0; e < experts; ++e) {
       const int64_t rows = offsets[e + 1] - offsets[e];
       if (rows == 0) continue;

@@ -24,6 +24,24 @@ class Combination {
   Combination(const HostRun& run, const ExpertLayout& layout)
       : run_(run), layout_(layout), kernels_(vector_kernels(run.rank.isa)) {}
 
+  // The arena is not trusted: ERR_PROGRAM unless all rows that token() will fetch exist.
+  void check(RowSpan tokens) const {
+    const int64_t k = run_.in[kIds].cols;
+    for (int64_t t = tokens.begin; t < tokens.end; ++t)
+      for (int64_t j = 0; j < k; ++j) {
+        const int32_t id = ints(run_.in[kIds])[t * k + j];
+        if (id < 0 || id >= layout_.experts) continue;
+        for (int slice = 0; slice < layout_.slices; ++slice) {
+          const int peer = layout_.first_rank_of(id) + slice;
+          const int32_t row = row_at(peer, t, j);
+          if (row < 0 || row >= run_.in[kExpertOut].rows)
+            fail(ErrorCode::kProgram, "op %s: rank %d has no row %d for choice %lld of token %lld",
+                 run_.label.c_str(), peer, row, static_cast<long long>(j),
+                 static_cast<long long>(t));
+        }
+      }
+  }
+
   void token(int64_t t, float* total, float* row) const {
     const int64_t k = run_.in[kIds].cols;
     const int32_t* ids = ints(run_.in[kIds]) + t * k;
@@ -37,15 +55,18 @@ class Combination {
   }
 
  private:
+  // Where `peer` has the output for a choice.
+  int32_t row_at(int peer, int64_t t, int64_t choice) const {
+    const int64_t place =
+        (run_.rank.group() * layout_.max_tokens + t) * run_.in[kIds].cols + choice;
+    return ints(run_.at_peer(run_.in[kRows], peer))[place];
+  }
   void fetch(int64_t t, int64_t choice, int first_rank, float* out) const {
-    const int64_t k = run_.in[kIds].cols;
-    const int64_t place = (run_.rank.group() * layout_.max_tokens + t) * k + choice;
     for (int slice = 0; slice < layout_.slices; ++slice) {
       const int peer = first_rank + slice;
       const Tensor source = run_.at_peer(run_.in[kExpertOut], peer);
-      const int32_t row = ints(run_.at_peer(run_.in[kRows], peer))[place];
       const auto add = slice == 0 ? kernels_.load : kernels_.accumulate;
-      add(source.dtype, source.row(row), source.cols, out);
+      add(source.dtype, source.row(row_at(peer, t, choice)), source.cols, out);
     }
   }
 
@@ -61,6 +82,7 @@ void combine(const HostRun& run, const ExpertLayout& layout) {
   const VectorKernels& kernels = vector_kernels(rank.isa);
   const RowSpan rows = owned_rows(y.rows, rank.tp, rank.tp_rank());
   const Combination combination(run, layout);
+  combination.check(rows);
   std::optional<GroupSum> shared;
   if (run.in[kShared]) shared.emplace(run, run.in[kShared]);
   const int64_t width = (y.cols + 15) / 16 * 16;
