@@ -8,8 +8,8 @@ import type { GrammarBuilder } from './builder.ts'
 const DIGITS = '0123456789'
 const SYMBOLS = [...DIGITS, '.', '-']
 
-/** What each character of a number may be, from the first. */
-type Text = readonly string[]
+/** What each character of a number may be, from the first, with blanks between: `- 12 0123456789`. */
+type Text = string
 
 /** What each digit may be, from the first. */
 type Digits = (readonly [from: number, to: number])[]
@@ -47,8 +47,9 @@ function digitsBetween(low: bigint, high: bigint, length: number): Digits[] {
 /** Digits with a point before the last `fraction` of them. */
 function withPoint(digits: Digits, fraction: number): Text {
   const whole = digits.length - fraction
-  const text: Text = digits.map(([from, to]) => DIGITS.slice(from, to + 1))
-  return fraction === 0 ? text : [...text.slice(0, whole), '.', ...text.slice(whole)]
+  const text = digits.map(([from, to]) => DIGITS.slice(from, to + 1))
+  if (fraction > 0) text.splice(whole, 0, '.')
+  return text.join(' ')
 }
 
 /** low ≤ x · 10^fraction ≤ high, both ≥ 0, without leading zeros. */
@@ -72,7 +73,7 @@ function between(low: bigint, high: bigint, fraction: number): Text[] {
   const choices: Text[] = []
   if (low < 0n) {
     const least = high < 0n ? -high : 1n
-    for (const choice of positive(least, -low, fraction)) choices.push(['-', ...choice])
+    for (const choice of positive(least, -low, fraction)) choices.push(`- ${choice}`)
   }
   if (high >= 0n) choices.push(...positive(low > 0n ? low : 0n, high, fraction))
   return choices
@@ -153,29 +154,39 @@ export function addNumberRange(
   if (texts.length === 0) return undefined
   const rules = new Map<string, string>()
   const state = (rest: readonly Text[]): string => {
-    const key = [...new Set(rest.map((text) => text.join(' ')))].sort().join('|')
+    const key = rest.join('|')
     const known = rules.get(key)
     if (known !== undefined) return known
     const rule = builder.reserve()
     rules.set(key, rule)
-    const choices = rest.some((text) => text.length === 0) ? ['""'] : []
+    const choices = rest.includes('') ? ['""'] : []
     for (const [next, symbols] of nexts(rest)) {
-      const behind = next.every((text) => text.length === 0) ? '' : ` ${state(next)}`
+      const behind = next.every((text) => text === '') ? '' : ` ${state(next)}`
       choices.push(`${builder.oneOf(symbols)}${behind}`)
     }
     builder.define(rule, choices.join(' | '))
     return rule
   }
-  return state(texts)
+  return state(sortedSet(texts))
 }
 
-/** By what may come behind them: the characters that may come first. */
+function sortedSet(texts: readonly Text[]): Text[] {
+  return [...new Set(texts)].sort()
+}
+
+/** By what may come behind them: the characters that may come first. Both sides are sorted sets. */
 function nexts(texts: readonly Text[]): (readonly [rest: readonly Text[], symbols: string])[] {
   const found = new Map<string, { rest: readonly Text[]; symbols: string }>()
+  const split = texts.map((text) => {
+    const blank = text.indexOf(' ')
+    return blank < 0 ? [text, ''] : [text.slice(0, blank), text.slice(blank + 1)]
+  })
   for (const symbol of SYMBOLS) {
-    const rest = texts.filter((text) => text[0]?.includes(symbol)).map((text) => text.slice(1))
+    const rest = sortedSet(
+      split.filter(([first]) => first!.includes(symbol)).map(([, behind]) => behind!),
+    )
     if (rest.length === 0) continue
-    const key = [...new Set(rest.map((text) => text.join(' ')))].sort().join('|')
+    const key = rest.join('|')
     const same = found.get(key)
     if (same === undefined) found.set(key, { rest, symbols: symbol })
     else same.symbols += symbol

@@ -30,6 +30,26 @@ beforeAll(async () => {
 afterAll(() => running.close())
 afterEach(() => expectBaseline(running))
 
+/** A server that refuses the third request at once, and must have done so. */
+async function whileBusy(
+  use: (baseURL: string, fetchCounted: typeof fetch) => Promise<void>,
+): Promise<void> {
+  const busy = await serveFake({}, { maxNumSeqs: 1, maxWaiting: 1 }, { latencyMs: 5 })
+  const statuses: number[] = []
+  try {
+    await use(`${busy.url}/v1`, async (url, init) => {
+      const response = await fetch(url, init)
+      statuses.push(response.status)
+      return response
+    })
+    expect(statuses).toContain(429)
+    expect(statuses.filter((status) => status === 200)).toHaveLength(4)
+    await expectBaseline(busy)
+  } finally {
+    await busy.close()
+  }
+}
+
 describe('openai', () => {
   const create = () => new OpenAI({ apiKey: KEY, baseURL, maxRetries: 0 })
   const messages = [{ role: 'user' as const, content: QUESTION }]
@@ -122,26 +142,17 @@ describe('openai', () => {
   })
 
   it('tries again after 429', async () => {
-    const busy = await serveFake({}, { maxNumSeqs: 1, maxWaiting: 1 }, { latencyMs: 5 })
-    try {
-      const statuses: number[] = []
+    await whileBusy(async (url, fetchCounted) => {
       const client = new OpenAI({
         apiKey: '-',
-        baseURL: `${busy.url}/v1`,
+        baseURL: url,
         maxRetries: 20,
-        fetch: async (url, init) => {
-          const response = await fetch(url, init)
-          statuses.push(response.status)
-          return response
-        },
+        fetch: fetchCounted,
       })
       const ask = () => client.completions.create({ model, prompt: [10, 11, 12], max_tokens: 40 })
       const results = await Promise.all([ask(), ask(), ask(), ask()])
       expect(results.map(({ usage }) => usage?.completion_tokens)).toEqual([40, 40, 40, 40])
-      expect(statuses).toContain(429)
-    } finally {
-      await busy.close()
-    }
+    })
   })
 })
 
@@ -209,6 +220,17 @@ describe('ai and @ai-sdk/openai-compatible', () => {
     await expectBaseline(running)
   })
 
+  it('tries again after 429', { timeout: 60_000 }, async () => {
+    await whileBusy(async (url, fetchCounted) => {
+      const provider = createOpenAICompatible({ name: 'busy', baseURL: url, fetch: fetchCounted })
+      const model = provider('tiny-dense')
+      const ask = () =>
+        generateText({ model, prompt: QUESTION, maxOutputTokens: 40, maxRetries: 20 })
+      const results = await Promise.all([ask(), ask(), ask(), ask()])
+      for (const { usage } of results) expect(usage.outputTokens).toBeGreaterThan(0)
+    })
+  })
+
   it('is refused embeddings', async () => {
     const model = create().embeddingModel('tiny-dense')
     await expect(embed({ model, value: 'x' })).rejects.toMatchObject({ statusCode: 400 })
@@ -258,6 +280,33 @@ describe('@langchain/openai', () => {
     })
     const last = await model.invoke([question, call, result])
     expect(last.content.length).toBeGreaterThan(0)
+  })
+
+  it('aborts', async () => {
+    const before = running.engine.stats().finished.abort
+    const controller = new AbortController()
+    const model = create().withConfig({ signal: controller.signal })
+    const read = async () => {
+      for await (const _ of await model.stream('Tell me a story about a fox named Ada.'))
+        controller.abort()
+    }
+    await expect(read()).rejects.toThrow()
+    await expectBaseline(running)
+    expect(running.engine.stats().finished.abort).toBe(before + 1)
+  })
+
+  it('tries again after 429', { timeout: 60_000 }, async () => {
+    await whileBusy(async (url, fetchCounted) => {
+      const model = new ChatOpenAI({
+        model: 'tiny-dense',
+        apiKey: '-',
+        maxRetries: 20,
+        maxTokens: 40,
+        configuration: { baseURL: url, fetch: fetchCounted },
+      })
+      const results = await Promise.all([1, 2, 3, 4].map(() => model.invoke(QUESTION)))
+      for (const message of results) expect(usageOf(message)?.output_tokens).toBeGreaterThan(0)
+    })
   })
 
   it('is refused embeddings', async () => {
