@@ -45,9 +45,10 @@ export async function serveFake(
   options: ServerOptions = {},
   engineOptions: EngineOptions = {},
   fake: FakeOptions = {},
+  folder = FOLDER,
 ): Promise<Running & { readonly runtime: FakeRuntime }> {
   const binding = createFakeBinding(fake)
-  const engine = new Engine(await assembleEngine(FOLDER, engineOptions, binding))
+  const engine = new Engine(await assembleEngine(folder, engineOptions, binding))
   return { ...(await serve(engine, options)), runtime: binding.runtimes[0] }
 }
 
