@@ -346,6 +346,22 @@ describe('inspect and doctor', () => {
     expect(await nanoweave(['inspect', model])).toMatchObject({ code: 0, stderr: '' })
   })
 
+  it('inspect tells what ranks hold of the experts', async () => {
+    const { code, stdout } = await nanoweave(['inspect', 'models/tiny-moe', '--json'])
+    expect(code).toBe(0)
+    const { experts } = JSON.parse(stdout)
+    expect(experts).toMatchObject({ layers: 3, experts: 8, choices: 2, intermediateSize: 192 })
+    expect(
+      experts.layouts.map((layout: { expertsPerRank: number }) => layout.expertsPerRank),
+    ).toEqual([8, 4, 2, 1])
+    // Three layers of eight experts of 3 · 192 · 256 bf16 weights, a quarter of them on each rank.
+    const [one, , four] = experts.layouts
+    const expertBytes = 3 * 8 * 3 * 192 * 256 * 2
+    expect(one.weightBytesPerRank - four.weightBytesPerRank).toBe((expertBytes * 3) / 4)
+    const text = await nanoweave(['inspect', 'models/tiny-moe'])
+    expect(text.stdout).toContain('8 of width 192, 2 a token, in 3 layers')
+  })
+
   it('inspect says why a model is unsupported: code 3', async () => {
     const args = ['inspect', 'test/fixtures/golden/deepseek-v3-mla']
     const json = await nanoweave([...args, '--json'])

@@ -7,7 +7,13 @@
 import { EngineError } from '../errors.ts'
 import type { ExpertShare, Share } from '../parallel/sharding.ts'
 import type { Dtype } from '../program/types.ts'
-import { loadableDtype, type TensorSlice, type WeightPlan } from '../weights/manifest.ts'
+import {
+  isBlockScaled,
+  loadableDtype,
+  scalesOf,
+  type TensorSlice,
+  type WeightPlan,
+} from '../weights/manifest.ts'
 import { quote, type TensorIndex } from '../weights/safetensors.ts'
 import type {
   AttentionSpec,
@@ -334,10 +340,14 @@ export function checkTensors(spec: DecoderSpec, index: TensorIndex): void {
       `${quote(tensor)} in ${index.files[info.file]!.path} is [${info.shape}]; the config says [${shape}]`,
     )
   }
+  const scales = new Set(
+    [...expected.keys()].filter((tensor) => isBlockScaled(index, tensor)).map(scalesOf),
+  )
   const unused = [...index.tensors.keys()].filter(
     (name) =>
       name.startsWith(spec.tensorPrefix) &&
       !expected.has(name) &&
+      !scales.has(name) &&
       !IGNORED.test(name) &&
       !(spec.unusedPrefix !== undefined && name.startsWith(spec.unusedPrefix)),
   )

@@ -46,17 +46,44 @@ const LOADABLE: Readonly<Partial<Record<SafetensorsDtype, Dtype>>> = {
   BF16: 'bf16',
 }
 
-/** Dtype of a weight as the runtime names it; ERR_UNSUPPORTED_MODEL for those it cannot read. */
+/** Block of an fp8 weight that shares a factor, in both directions. */
+const SCALE_BLOCK = 128
+
+/** The tensor of factors beside an fp8 weight, as DeepSeek-V3 and Qwen3 name it. */
+export function scalesOf(tensor: string): string {
+  return `${tensor}_scale_inv`
+}
+
+/** Whether `tensor` is fp8 e4m3 with float32 factors per block; ERR_TENSOR_SHAPE for other factors. */
+export function isBlockScaled(index: TensorIndex, tensor: string): boolean {
+  const info = index.tensors.get(tensor)
+  const scales = index.tensors.get(scalesOf(tensor))
+  if (info?.dtype !== 'F8_E4M3' || scales === undefined) return false
+  const blocks = info.shape.map((size) => Math.ceil(size / SCALE_BLOCK))
+  const fits =
+    info.shape.length === 2 &&
+    scales.dtype === 'F32' &&
+    scales.shape.length === 2 &&
+    scales.shape.every((size, i) => size === blocks[i])
+  if (fits) return true
+  throw new EngineError(
+    'ERR_TENSOR_SHAPE',
+    `${quote(scalesOf(tensor))} is ${scales.dtype} [${scales.shape}]; a weight of [${info.shape}] needs F32 [${blocks}]`,
+  )
+}
+
+/** Dtype of a weight as the runtime names it, bf16 for fp8 with factors; ERR_UNSUPPORTED_MODEL for those it cannot read. */
 export function loadableDtype(index: TensorIndex, tensor: string): Dtype {
   const info = index.tensors.get(tensor)
   if (info === undefined) {
     throw new EngineError('ERR_TENSOR_MISSING', `the checkpoint has no tensor ${quote(tensor)}`)
   }
+  if (isBlockScaled(index, tensor)) return 'bf16'
   const dtype = LOADABLE[info.dtype]
   if (dtype === undefined) {
     throw new EngineError(
       'ERR_UNSUPPORTED_MODEL',
-      `${quote(tensor)} in ${index.files[info.file]!.path} is ${info.dtype}; weights may be F32, F16 or BF16`,
+      `${quote(tensor)} in ${index.files[info.file]!.path} is ${info.dtype}; weights may be F32, F16, BF16, or F8_E4M3 with factors for blocks of ${SCALE_BLOCK}`,
     )
   }
   return dtype
@@ -73,16 +100,22 @@ export function resolveManifest(
   const pieceOf = ({ tensor, add, ...rectangle }: TensorSlice): WeightPiece => {
     const dtype = loadableDtype(index, tensor)
     const { file, offset, shape } = index.tensors.get(tensor)!
-    if (!fileNumber.has(file)) fileNumber.set(file, files.push(index.files[file]!) - 1)
+    const numberOf = (file: number) => {
+      const known = fileNumber.get(file) ?? files.push(index.files[file]!) - 1
+      fileNumber.set(file, known)
+      return known
+    }
+    const scales = isBlockScaled(index, tensor) ? index.tensors.get(scalesOf(tensor)) : undefined
     const [rows, cols] = shape.length === 1 ? [1, shape[0]!] : [shape[0]!, shape[1]!]
     return {
-      file: fileNumber.get(file)!,
+      file: numberOf(file),
       offset,
-      dtype,
+      dtype: scales === undefined ? dtype : 'u8',
       rows,
       cols,
       ...rectangle,
       ...(add !== undefined && { add }),
+      ...(scales && { e4m3Scales: { file: numberOf(scales.file), offset: scales.offset } }),
     }
   }
   const buffers: WeightBuffer[] = weights.map(({ ranks, ...plan }) => ({

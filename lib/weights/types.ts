@@ -26,6 +26,11 @@ export interface WeightPiece {
   readonly destCol: number
   /** Added to every element after conversion (Gemma's 1 + w). */
   readonly add?: number
+  /**
+   * The source (dtype u8) holds 8-bit floats e4m3; every block of 128 × 128 has a float32 factor,
+   * [ceil(rows / 128), ceil(cols / 128)] from byte `offset` of a file on.
+   */
+  readonly e4m3Scales?: { readonly file: number; readonly offset: number }
 }
 
 export interface WeightBuffer {

@@ -39,6 +39,31 @@ Extent matrix_extent(const std::vector<int64_t>& shape) {
   return {shape[0], cols};
 }
 
+int64_t blocks_of(int64_t extent) { return (extent + kScaleBlock - 1) / kScaleBlock; }
+
+void parse_scales(const Json& json, const WeightManifest& manifest, const WeightBuffer& buffer,
+                  WeightPiece& piece) {
+  const int64_t file = get_extent(json, "file", 0);
+  if (file >= static_cast<int64_t>(manifest.files.size()))
+    fail(ErrorCode::kProgram, "manifest: scales of '%s' are in file %lld of %zu",
+         buffer.name.c_str(), static_cast<long long>(file), manifest.files.size());
+  piece.is_e4m3 = true;
+  piece.scales_file = static_cast<int>(file);
+  piece.scales_offset = get_extent(json, "offset", 0);
+  const __int128 end =
+      static_cast<__int128>(blocks_of(piece.rows)) * blocks_of(piece.cols) * int64_t{4} +
+      piece.scales_offset;
+  if (end > manifest.files[file].bytes)
+    fail(ErrorCode::kSafetensors, "'%s': the scales of '%s' end past the file's %lld bytes",
+         manifest.files[file].path.c_str(), buffer.name.c_str(),
+         static_cast<long long>(manifest.files[file].bytes));
+  const bool to_floats =
+      buffer.dtype == DType::kF32 || buffer.dtype == DType::kBf16 || buffer.dtype == DType::kF16;
+  if (piece.dtype != DType::kU8 || !to_floats)
+    fail(ErrorCode::kProgram, "manifest: '%s' cannot take e4m3 from %s", buffer.name.c_str(),
+         dtype_name(piece.dtype));
+}
+
 WeightPiece parse_piece(const Json& json, const WeightManifest& manifest,
                         const WeightBuffer& buffer) {
   WeightPiece piece;
@@ -71,11 +96,13 @@ WeightPiece parse_piece(const Json& json, const WeightManifest& manifest,
     fail(ErrorCode::kSafetensors, "'%s': the source of '%s' ends past the file's %lld bytes",
          manifest.files[piece.file].path.c_str(), buffer.name.c_str(),
          static_cast<long long>(manifest.files[piece.file].bytes));
+  if (const Json* scales = json.find("e4m3Scales")) parse_scales(*scales, manifest, buffer, piece);
   const Extent dest = matrix_extent(buffer.shape);
   if (piece.dest_row + piece.row_count > dest.rows || piece.dest_col + piece.col_count > dest.cols)
     fail(ErrorCode::kProgram, "manifest: a piece lands outside '%s'", buffer.name.c_str());
-  const bool integers = piece.dtype == DType::kI32 || piece.dtype == DType::kU8 ||
-                        buffer.dtype == DType::kI32 || buffer.dtype == DType::kU8;
+  const bool integers =
+      !piece.is_e4m3 && (piece.dtype == DType::kI32 || piece.dtype == DType::kU8 ||
+                         buffer.dtype == DType::kI32 || buffer.dtype == DType::kU8);
   if (integers && (piece.dtype != buffer.dtype || piece.add != 0))
     fail(ErrorCode::kProgram, "manifest: '%s' cannot convert %s to %s", buffer.name.c_str(),
          dtype_name(piece.dtype), dtype_name(buffer.dtype));

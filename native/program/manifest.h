@@ -9,6 +9,8 @@
 
 namespace nanoweave {
 
+inline constexpr int64_t kScaleBlock = 128;
+
 struct WeightPiece {
   int file = 0;
   int64_t offset = 0;  // bytes
@@ -18,6 +20,10 @@ struct WeightPiece {
   int64_t col_start = 0, col_count = 0;
   int64_t dest_row = 0, dest_col = 0;
   float add = 0;
+  // Source bytes (u8) that are 8-bit floats e4m3, each block of kScaleBlock² with a float32 factor.
+  bool is_e4m3 = false;
+  int scales_file = 0;
+  int64_t scales_offset = 0;  // bytes; [ceil(rows / kScaleBlock), ceil(cols / kScaleBlock)]
 };
 
 struct WeightBuffer {

@@ -9,6 +9,7 @@
 #include <system_error>
 #include <thread>
 
+#include "core/e4m3.h"
 #include "core/error.h"
 #include "core/tensor.h"
 #include "runtime/source_file.h"
@@ -66,11 +67,13 @@ class PieceReader {
         floats_(kMaxTileElements),
         converted_(kMaxTileElements * 4) {}
 
-  void copy(const SourceFile& file, const WeightPiece& piece, const WeightBuffer& buffer,
+  void copy(std::span<const SourceFile> files, const WeightPiece& piece, const WeightBuffer& buffer,
             size_t index, int rank, Progress& progress, const std::atomic<bool>& stop) {
+    const SourceFile& file = files[piece.file];
     const int64_t tile_cols = std::min(piece.col_count, kMaxTileElements);
     if (tile_cols == 0) return;
     const int64_t tile_rows = rows_per_tile(piece, tile_cols);
+    if (piece.is_e4m3) read_scales(files[piece.scales_file], piece);
     for (int64_t row = 0; row < piece.row_count; row += tile_rows) {
       for (int64_t col = 0; col < piece.col_count; col += tile_cols) {
         if (stop.load(std::memory_order_relaxed)) return;
@@ -127,7 +130,10 @@ class PieceReader {
     if (piece.dtype == dtype && piece.add == 0) return;
     const int64_t stride = tile.cols * dtype_bytes(dtype);
     for (int64_t row = 0; row < tile.rows; ++row) {
-      load_floats(piece.dtype, source_ + row * source_stride_, tile.cols, floats_.data());
+      if (piece.is_e4m3)
+        load_e4m3(piece, tile, row);
+      else
+        load_floats(piece.dtype, source_ + row * source_stride_, tile.cols, floats_.data());
       if (piece.add != 0)
         for (int64_t i = 0; i < tile.cols; ++i) floats_[i] += piece.add;
       store_floats(dtype, floats_.data(), tile.cols, converted_.data() + row * stride);
@@ -136,10 +142,34 @@ class PieceReader {
     source_stride_ = stride;
   }
 
+  // The factors of the blocks that the piece's rows are in.
+  void read_scales(const SourceFile& file, const WeightPiece& piece) {
+    const int64_t first = piece.row_start / kScaleBlock;
+    const int64_t last = (piece.row_start + piece.row_count - 1) / kScaleBlock;
+    scale_cols_ = (piece.cols + kScaleBlock - 1) / kScaleBlock;
+    scales_.resize((last - first + 1) * scale_cols_);
+    const int64_t row_bytes = scale_cols_ * int64_t{sizeof(float)};
+    file.read(piece.scales_offset + first * row_bytes, (last - first + 1) * row_bytes,
+              reinterpret_cast<std::byte*>(scales_.data()));
+  }
+
+  void load_e4m3(const WeightPiece& piece, const Tile& tile, int64_t row) {
+    const int64_t block_row = (piece.row_start + tile.row + row) / kScaleBlock;
+    const float* scales =
+        scales_.data() + (block_row - piece.row_start / kScaleBlock) * scale_cols_;
+    const std::byte* source = source_ + row * source_stride_;
+    for (int64_t i = 0; i < tile.cols; ++i) {
+      const int64_t col = piece.col_start + tile.col + i;
+      floats_[i] = e4m3_to_float(static_cast<uint8_t>(source[i])) * scales[col / kScaleBlock];
+    }
+  }
+
   const TileSink sink_;
   std::vector<std::byte> bounce_;
   std::vector<float> floats_;
   std::vector<std::byte> converted_;
+  std::vector<float> scales_;  // of the piece being copied
+  int64_t scale_cols_ = 0;
   const std::byte* source_ = nullptr;
   int64_t source_stride_ = 0;  // bytes
 };
@@ -176,8 +206,7 @@ void read_weights(const WeightManifest& manifest, const ProgressCallback& callba
         const WeightBuffer& buffer = manifest.buffers[index];
         if (buffer.space == Space::kKv) continue;
         for (const WeightPiece& piece : buffer.ranks[rank])
-          reader.copy(files[piece.file], piece, buffer, index, static_cast<int>(rank), progress,
-                      stop);
+          reader.copy(files, piece, buffer, index, static_cast<int>(rank), progress, stop);
       }
     } catch (...) {
       stop.store(true, std::memory_order_relaxed);

@@ -6,6 +6,7 @@ import { EngineError } from '../../errors.ts'
 import { loadModel, type Model, modelFootprint } from '../../models/index.ts'
 import { loadChatTemplate, loadTokenizer } from '../../tokenizer/index.ts'
 import { exitCodeOf } from '../exit-codes.ts'
+import { describeExperts, type ExpertsReport, formatExperts } from '../inspect-experts.ts'
 import { precisionOption } from '../options.ts'
 import { formatBytes, formatCount, formatPairs, writeJson, writeOut } from '../output.ts'
 
@@ -43,6 +44,7 @@ interface ModelReport {
   readonly tokenizerTokens?: number
   readonly chatTemplate: string
   readonly layouts: readonly LayoutReport[]
+  readonly experts?: ExpertsReport
 }
 
 /** What the folder's text side is, or why it cannot be used; a model runs without it, on tokens. */
@@ -74,6 +76,7 @@ async function inspectModel(folder: string, flags: InspectFlags): Promise<ModelR
   const { spec } = model
   const { heads, kvHeads, headDim } = spec.layers[0]!.attention
   const { parameters } = modelFootprint(model, { tensorParallel: 1, precision: flags.precision })
+  const experts = describeExperts(model, flags.precision)
   let tokenizerTokens: number | undefined
   const tokenizer = await describeText(async () => {
     tokenizerTokens = (await loadTokenizer(folder))?.vocabSize
@@ -101,6 +104,7 @@ async function inspectModel(folder: string, flags: InspectFlags): Promise<ModelR
       return template === undefined ? 'none' : 'yes'
     }),
     layouts: degrees.map((degree) => describeLayout(model, degree, flags)),
+    ...(experts && { experts }),
   }
 }
 
@@ -121,18 +125,27 @@ function formatLayouts({ layouts, maxPositions }: ModelReport): string {
 
 function formatReport(report: ModelReport): string {
   const { layers, hiddenSize, heads, kvHeads, headDim, vocabSize, tokenizerTokens } = report
+  const { experts } = report
   const isPadded = tokenizerTokens !== undefined && tokenizerTokens < vocabSize
   const shape = `${layers} layers, hidden ${hiddenSize}, ${heads} heads, ${kvHeads} KV heads, head size ${headDim}`
   const pairs = formatPairs([
     ['architecture', report.architecture],
     ['parameters', `${formatCount(report.parameters)}, ${report.weightDtype}`],
     ['shape', shape],
+    ...(experts ? [['experts', shapeOfExperts(experts)] as const] : []),
     ['vocabulary', `${vocabSize}${isPadded ? ', padded' : ''}`],
     ['context', `${report.maxPositions} tokens`],
     ['tokenizer', report.tokenizer],
     ['chat template', report.chatTemplate],
   ])
-  return `${pairs}\n\n${formatLayouts(report)}\n`
+  const tables = [formatLayouts(report), ...(experts ? [formatExperts(experts)] : [])]
+  return `${pairs}\n\n${tables.join('\n\n')}\n`
+}
+
+function shapeOfExperts(report: ExpertsReport): string {
+  const { experts, choices, intermediateSize, layers, sharedExpert } = report
+  const shared = sharedExpert ? ' and a shared one' : ''
+  return `${experts} of width ${intermediateSize}, ${choices} a token${shared}, in ${layers} layers`
 }
 
 /** Reports; the exit code says whether this version runs the model. */
