@@ -11,7 +11,7 @@ set_property(CACHE NANOWEAVE_CUDA PROPERTY STRINGS AUTO ON OFF)
 
 file(GLOB CUDA_KERNELS CONFIGURE_DEPENDS native/ops/*.cu native/cuda/*.cu)
 file(GLOB CUDA_HOST_SOURCES CONFIGURE_DEPENDS native/cuda/*.cc native/runtime/cuda/*.cc)
-list(FILTER CUDA_HOST_SOURCES EXCLUDE REGEX "/absent\\.cc$")
+list(FILTER CUDA_HOST_SOURCES EXCLUDE REGEX "/(absent|libraries)\\.cc$")  # libraries.cc: the engine has it
 add_library(nanoweave_no_cuda OBJECT EXCLUDE_FROM_ALL native/runtime/cuda/absent.cc)
 target_link_libraries(nanoweave_no_cuda PUBLIC nanoweave_engine)
 set(NANOWEAVE_GPU_SUPPORT nanoweave_no_cuda)

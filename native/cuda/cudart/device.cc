@@ -315,7 +315,9 @@ DeviceGraph::DeviceGraph(const DeviceStream& stream, const std::function<void()>
   const cudaError_t status = cudaGraphInstantiate(&graph_, graph, 0);
   cudaGraphDestroy(graph);
   check_cuda(status, "preparing a graph");
-  check_cuda(cudaGraphUpload(graph_, stream.get()), "uploading a graph");
+  const cudaError_t uploaded = cudaGraphUpload(graph_, stream.get());
+  if (uploaded != cudaSuccess) cudaGraphExecDestroy(graph_);
+  check_cuda(uploaded, "uploading a graph");
 }
 
 DeviceGraph::~DeviceGraph() {

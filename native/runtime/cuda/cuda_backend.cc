@@ -143,13 +143,18 @@ int CudaBackend::load_program(Program program) {
 }
 
 // All that can fail without a trace comes first; then graphs, those of earlier programs too where
-// the memory they name has moved.
+// the memory they name has moved. Those that could not be captured again must not run.
 void CudaBackend::capture(const LoadedProgram& loaded) {
   for (const auto& worker : parts_->workers) worker->reserve(loaded.prepared->program.limits);
-  for (size_t device = 0; device < loaded.devices.size(); ++device) {
-    if (loaded.devices[device]->reserve())
-      for (const LoadedProgram& earlier : parts_->programs) earlier.devices[device]->capture();
-    loaded.devices[device]->capture();
+  try {
+    for (size_t device = 0; device < loaded.devices.size(); ++device) {
+      if (loaded.devices[device]->reserve())
+        for (const LoadedProgram& earlier : parts_->programs) earlier.devices[device]->capture();
+      loaded.devices[device]->capture();
+    }
+  } catch (...) {
+    if (!parts_->programs.empty()) root_cause_.report_current(-1, {}, -1);
+    throw;
   }
 }
 

@@ -75,7 +75,8 @@ bool DeviceWorker::wait_for_step() {
 void DeviceWorker::pause() {
   if (++idle_polls_ < kBusyPolls) return spin_pause();
   std::unique_lock lock(mutex_);
-  arrived_.wait_for(lock, kPollInterval, [&] { return !queue_.empty(); });
+  arrived_.wait_for(lock, kPollInterval,
+                    [&] { return !queue_.empty() && can_start(queue_.front()); });
 }
 
 bool DeviceWorker::can_start(const Queued& next) const {
@@ -159,12 +160,7 @@ bool DeviceWorker::finish_first() {
 }
 
 void DeviceWorker::complete(Running& running) {
-  const int step = running.run->step().id;
-  if (const auto fault = comm_.root_fault()) {
-    EngineError error = explain_fault_(*fault);
-    error.step = step;
-    root_cause_.report(error);
-  }
+  report_fault(running.run->step().id);
   if (comm_.aborted()) {
     running.failed = true;
     return;
@@ -178,11 +174,12 @@ void DeviceWorker::check_deadline(Running& running) {
   const auto now = Clock::now();
   if (comm_.aborted()) running.deadline = std::min(running.deadline, now + kLeaveTime);
   if (now < running.deadline) return;
+  const int step = running.run->step().id;
   if (comm_.aborted()) {
+    cause_of_failure(step);
     lost_.store(true, std::memory_order_release);
     return;
   }
-  const int step = running.run->step().id;
   root_cause_.report(
       EngineError(ErrorCode::kRankFault, "step " + std::to_string(step) + " did not end on cuda:" +
                                              std::to_string(state_.device().ordinal)));
@@ -196,9 +193,28 @@ void DeviceWorker::fail_current(int step) {
   comm_.abort();
 }
 
+void DeviceWorker::report_fault(int step) {
+  const auto fault = comm_.root_fault();
+  if (!fault) return;
+  EngineError error = explain_fault_(*fault);
+  error.step = step;
+  root_cause_.report(error);
+}
+
+// Never null. Kernels see an abort before the fault behind it is written down, or reported.
+std::exception_ptr DeviceWorker::cause_of_failure(int step) {
+  if (root_cause_.get() == nullptr) report_fault(step);
+  if (root_cause_.get() == nullptr)
+    root_cause_.report(EngineError(ErrorCode::kRankFault,
+                                   "step " + std::to_string(step) + " was given up on cuda:" +
+                                       std::to_string(state_.device().ordinal) +
+                                       " and no rank said why; the runtime must be made anew"));
+  return root_cause_.get();
+}
+
 void DeviceWorker::settle(StepRun& run, bool failed) {
   if (failed) run.mark_failed();
-  if (run.arrive()) run.complete(run.failed() ? root_cause_.get() : nullptr);
+  if (run.arrive()) run.complete(run.failed() ? cause_of_failure(run.step().id) : nullptr);
 }
 
 }  // namespace nanoweave

@@ -64,6 +64,8 @@ class DeviceWorker {
   void complete(Running& running);
   void check_deadline(Running& running);
   void fail_current(int step);
+  void report_fault(int step);
+  std::exception_ptr cause_of_failure(int step);
   void settle(StepRun& run, bool failed);
 
   DeviceState& state_;

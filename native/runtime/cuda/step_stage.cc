@@ -76,10 +76,7 @@ StepStage::StepStage(DeviceState& state)
 void StepStage::reserve(const Limits& limits) {
   const auto ranks = static_cast<int64_t>(state_.ranks().size());
   const int64_t words = usual_words(limits) * ranks;
-  if (words * kWordBytes > host_words_.bytes()) {
-    host_words_ = PinnedMemory(words * kWordBytes, "steps");
-    device_words_ = DeviceMemory(state_.device().ordinal, words * kWordBytes, "steps");
-  }
+  if (words * kWordBytes > host_words_.bytes()) make_room(words * kWordBytes, "steps");
   const int64_t results = limits.max_rows * kResultWords * kWordBytes * ranks;
   if (results > results_.bytes()) results_ = PinnedMemory(results, "the results of steps");
 }
@@ -89,10 +86,15 @@ bool StepStage::fits(const DeviceProgram& program, const Step& step) const {
 }
 
 void StepStage::grow(const DeviceProgram& program, const Step& step) {
-  const int64_t bytes = words_of(program, step) * kWordBytes;
-  host_words_ = PinnedMemory(bytes, "a large step");
+  make_room(words_of(program, step) * kWordBytes, "a large step");
+}
+
+// The host's side last: fits() goes by it.
+void StepStage::make_room(int64_t bytes, const char* what) {
+  host_words_ = {};
   device_words_ = {};
-  device_words_ = DeviceMemory(state_.device().ordinal, bytes, "a large step");
+  device_words_ = DeviceMemory(state_.device().ordinal, bytes, what);
+  host_words_ = PinnedMemory(bytes, what);
 }
 
 void StepStage::start(DeviceProgram& program, const Step& step) {

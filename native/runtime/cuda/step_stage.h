@@ -36,6 +36,7 @@ class StepStage {
     PackedStep header;
   };
 
+  void make_room(int64_t bytes, const char* what);
   void pack(const DeviceProgram& program, const Step& step);
   void load(const DeviceProgram& program, const Step& step);
   void bring_results(const DeviceProgram& program, const Step& step);

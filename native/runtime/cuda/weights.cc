@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "core/error.h"
+#include "cpu/host_info.h"
 #include "runtime/weight_loader.h"
 
 namespace nanoweave {
@@ -79,6 +80,23 @@ struct Needs {
   int64_t host = 0;
 };
 
+void add_bytes(int64_t& total, int64_t bytes) {
+  if (bytes > INT64_MAX / 4 - total)
+    fail(ErrorCode::kOutOfMemory, "the buffers exceed the address space");
+  total += align(bytes);
+}
+
+// Page-locking more than there is would take the machine down with us.
+void require_host_memory(int64_t bytes_of_rank, int64_t ranks) {
+  const int64_t free = host_info().free_memory_bytes;
+  if (free <= 0 || bytes_of_rank <= free / ranks) return;
+  fail(ErrorCode::kOutOfMemory,
+       "swapped-out KV blocks take %lld MiB of host memory for each of %lld ranks, %lld MiB are "
+       "available; swap fewer blocks",
+       static_cast<long long>(bytes_of_rank >> 20), static_cast<long long>(ranks),
+       static_cast<long long>(free >> 20));
+}
+
 void require_memory(const Needs& needs, std::span<const int> device_of) {
   std::map<int, int> ranks_on;
   for (const int device : device_of) ++ranks_on[device];
@@ -112,13 +130,11 @@ void CudaWeights::load(const WeightManifest& manifest, const ProgressCallback& p
     if (buffers_.contains(buffer.name))
       fail(ErrorCode::kUsage, "buffer '%s' is already loaded", buffer.name.c_str());
     stored.push_back(describe_stored(buffer));
-    int64_t& bytes = buffer.space == Space::kKv ? needs.kv : needs.weights;
-    if (stored.back().bytes > INT64_MAX / 4 - bytes)
-      fail(ErrorCode::kOutOfMemory, "the buffers exceed the address space");
-    bytes += align(stored.back().bytes);
-    needs.host += align(stored.back().host_bytes());
+    add_bytes(buffer.space == Space::kKv ? needs.kv : needs.weights, stored.back().bytes);
+    add_bytes(needs.host, stored.back().host_bytes());
   }
   require_memory(needs, device_of_);
+  require_host_memory(needs.host, static_cast<int64_t>(device_of_.size()));
 
   std::vector<DeviceMemory> memory;
   std::vector<PinnedMemory> host_memory;
