@@ -1,0 +1,293 @@
+/**
+ * The CUDA backend and its kernels on an emulated GPU: goldens over virtual ranks, nano-batches and
+ * graphs, two devices, faults, closing, memory. A bounded part of the matrix; `npm run test:emulated`
+ * runs all of it (NANOWEAVE_EMULATED_MATRIX=full).
+ */
+
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import type { Engine as EngineClass } from '../lib/engine/engine.ts'
+import { checkLayout, loadModel } from '../lib/models/index.ts'
+import type { NativeRuntime } from '../lib/native/binding.ts'
+import type { BareModel } from './support/bare-model.ts'
+import { buildEmulation, canBuildEmulation, useEmulation } from './support/emulation.ts'
+import { DENSE_FAMILIES, goldenFolder, maxDifference, readGolden } from './support/golden.ts'
+
+const FULL = process.env.NANOWEAVE_EMULATED_MATRIX === 'full'
+const BUILD_TIMEOUT_MS = 900_000
+const TEST_TIMEOUT_MS = 300_000
+const MAX_LOGIT_DIFFERENCE = 2e-4
+const MIN_MARGIN = 1e-3
+
+const usable = canBuildEmulation()
+if (!usable) console.log('skipped, there is no C++ compiler with CMake: test/cuda-emulation')
+
+let programs: typeof import('./support/runtime-programs.ts')
+let bareModel: typeof import('./support/bare-model.ts')
+let binding: typeof import('../lib/native/load.ts')
+let Engine: typeof EngineClass
+
+async function loadEmulated(): Promise<void> {
+  useEmulation()
+  programs = await import('./support/runtime-programs.ts')
+  bareModel = await import('./support/bare-model.ts')
+  binding = await import('../lib/native/load.ts')
+  Engine = (await import('../lib/engine/engine.ts')).Engine
+}
+
+/** Ranks 0..world−1 on the given devices in turn. */
+function open(devices: string[], world: number, overrides = {}): NativeRuntime {
+  return programs.openRuntime(world, {
+    ranks: Array.from({ length: world }, (_, rank) => ({
+      device: devices[rank % devices.length]!,
+    })),
+    ...overrides,
+  })
+}
+
+interface Case {
+  readonly family: string
+  readonly tp: number
+  readonly parts: number
+  readonly graphs: boolean
+}
+
+/** What CI has time for: every degree, both part counts, graphs on and off, several families. */
+const FEW: readonly Case[] = [
+  { family: 'llama', tp: 1, parts: 1, graphs: true },
+  { family: 'llama', tp: 2, parts: 2, graphs: true },
+  { family: 'llama', tp: 4, parts: 1, graphs: false },
+  { family: 'gemma2-softcap', tp: 2, parts: 1, graphs: true },
+  { family: 'qwen3-qknorm', tp: 4, parts: 2, graphs: true },
+]
+
+function fits(family: string, tp: number): boolean {
+  try {
+    checkLayout(loadModel(goldenFolder(family)), tp)
+    return true
+  } catch {
+    return false
+  }
+}
+
+function allCases(): Case[] {
+  const cases: Case[] = []
+  for (const family of DENSE_FAMILIES)
+    for (const tp of [1, 2, 4].filter((degree) => fits(family, degree)))
+      for (const parts of [1, 2])
+        for (const graphs of [true, false]) cases.push({ family, tp, parts, graphs })
+  return cases
+}
+
+describe.skipIf(!usable)('emulated CUDA', () => {
+  beforeAll(async () => {
+    buildEmulation()
+    await loadEmulated()
+  }, BUILD_TIMEOUT_MS)
+
+  it('describes its devices', () => {
+    const { devices, missing, build } = binding.loadBinding().describeDevices()
+    const gpus = devices.filter(({ backend }) => backend === 'cuda')
+    expect(gpus.map(({ name }) => name)).toEqual(['cuda:0', 'cuda:1'])
+    expect(gpus[0]!.peers).toEqual(['cuda:1'])
+    expect(gpus[0]!.freeMemoryBytes).toBeGreaterThan(0)
+    expect(missing).toEqual({})
+    expect(build.cuda).toBe('emulated')
+  })
+
+  describe.each(FULL ? allCases() : FEW)(
+    '$family, tp $tp, $parts parts, graphs $graphs',
+    ({ family, tp, parts, graphs }) => {
+      const prompts = readGolden(goldenFolder(family)).slice(0, FULL ? undefined : 1)
+      const longest = Math.max(
+        ...prompts.map(({ tokens, greedy }) => tokens.length + greedy.length),
+      )
+      const steps = FULL ? 24 : 4
+      let bare: BareModel
+      beforeAll(async () => {
+        const model = loadModel(goldenFolder(family))
+        bare = await bareModel.BareModel.load(model, {
+          tp,
+          parts: [parts],
+          maxTokens: longest,
+          graphs,
+        })
+      }, TEST_TIMEOUT_MS)
+      afterAll(() => bare?.close())
+
+      it(
+        'gives the reference logits and its greedy continuation',
+        async () => {
+          for (const { tokens, greedy, logits } of prompts) {
+            const prompt = await bare.step(tokens, 0, parts)
+            expect(maxDifference(prompt.logits, logits)).toBeLessThanOrEqual(MAX_LOGIT_DIFFERENCE)
+            let next = prompt.sampled
+            let position = tokens.length
+            for (const { token, margin } of greedy.slice(0, steps)) {
+              if (margin > MIN_MARGIN) expect(next).toBe(token)
+              next = (await bare.step([token], position++, parts)).sampled
+            }
+          }
+        },
+        TEST_TIMEOUT_MS,
+      )
+    },
+  )
+
+  describe('ranks', () => {
+    it.each([
+      ['one device', ['cuda:0'], 3],
+      ['two devices', ['cuda:0', 'cuda:1'], 4],
+    ])(
+      'sum over %s',
+      async (_, devices, world) => {
+        const runtime = open(devices, world)
+        const program = await runtime.loadProgram(
+          JSON.stringify(programs.twoBufferProgram(world, [programs.sumOp()])),
+        )
+        // 3 tokens run by graph, 16 do not.
+        for (const numTokens of [1, 3, 16])
+          for (const y of await programs.sumOverRanks(runtime, program, world, numTokens))
+            expect(y).toEqual(
+              new Float32Array(numTokens * programs.HIDDEN).fill((world * (world + 1)) / 2),
+            )
+        await runtime.close()
+      },
+      TEST_TIMEOUT_MS,
+    )
+
+    it(
+      'a late rank is waited for',
+      async () => {
+        const runtime = open(['cuda:0'], 3)
+        const ops = [programs.stallOp(1, 60), programs.sumOp()]
+        const program = await runtime.loadProgram(JSON.stringify(programs.twoBufferProgram(3, ops)))
+        const [y] = await programs.sumOverRanks(runtime, program, 3, 2)
+        expect(y).toEqual(new Float32Array(2 * programs.HIDDEN).fill(6))
+        await runtime.close()
+      },
+      TEST_TIMEOUT_MS,
+    )
+
+    it.each([
+      ['one device', ['cuda:0']],
+      ['two devices', ['cuda:0', 'cuda:1']],
+    ])(
+      'a dead rank on %s is named, and a fresh runtime works',
+      async (_, devices) => {
+        const runtime = open(devices, 3, { waitTimeoutMs: 300 })
+        const load = (ops: Parameters<typeof programs.twoBufferProgram>[1]) =>
+          runtime.loadProgram(JSON.stringify(programs.twoBufferProgram(3, ops)))
+        const dead = await load([programs.stallOp(2, -1), programs.sumOp()])
+        const healthy = await load([programs.sumOp()])
+        const first = runtime.submit(dead, programs.tokensStep(2))
+        const queued = runtime.submit(healthy, programs.tokensStep(2))
+        for (const promise of [first, queued]) {
+          const { code, rank, op } = await programs.rejection(promise)
+          expect({ code, rank, op }).toEqual({ code: 'ERR_RANK_TIMEOUT', rank: 2, op: 'sum' })
+        }
+        const refused = await programs.rejection(runtime.submit(healthy, programs.tokensStep(2)))
+        expect(refused.rank).toBe(2)
+        await runtime.close()
+
+        const fresh = open(devices, 3)
+        const program = await fresh.loadProgram(
+          JSON.stringify(programs.twoBufferProgram(3, [programs.sumOp()])),
+        )
+        const [y] = await programs.sumOverRanks(fresh, program, 3, 1)
+        expect(y).toEqual(new Float32Array(programs.HIDDEN).fill(6))
+        await fresh.close()
+      },
+      TEST_TIMEOUT_MS,
+    )
+
+    it(
+      'closing ends a step that outlasts the wait timeout',
+      async () => {
+        const runtime = open(['cuda:0'], 1, { waitTimeoutMs: 50 })
+        const program = await runtime.loadProgram(
+          JSON.stringify(programs.twoBufferProgram(1, [programs.stallOp(0, 30_000)])),
+        )
+        const step = programs.rejection(runtime.submit(program, programs.tokensStep(1)))
+        await runtime.close()
+        expect((await step).code).toBe('ERR_CLOSED')
+      },
+      TEST_TIMEOUT_MS,
+    )
+
+    it('a device that is not there: ERR_NO_DEVICE', () => {
+      expect(() => open(['cuda:7'], 1)).toThrow(expect.objectContaining({ code: 'ERR_NO_DEVICE' }))
+    })
+  })
+
+  describe('engine', () => {
+    const options = {
+      devices: ['cuda:0'],
+      precision: 'f32',
+      maxModelLen: 64,
+      maxNumSeqs: 4,
+      maxNumBatchedTokens: 32,
+      kvCacheBytes: 4 << 20,
+    } as const
+
+    it(
+      'samples, shares prefixes and copies blocks as the CPU does',
+      async () => {
+        const sampled = [
+          { tokens: [1, 5, 9, 11], temperature: 0.8, topP: 0.9, seed: 7 },
+          {
+            tokens: [2, 6, 4],
+            temperature: 1,
+            topK: 5,
+            repetitionPenalty: 1.3,
+            logitBias: { 8: 2 },
+            seed: 3,
+          },
+        ]
+        // One block and a half: a later prompt finds the block, forks copy the half.
+        const long = Array.from({ length: 24 }, (_, index) => 1 + ((7 * index) % 40))
+        const run = async (devices: readonly string[], tensorParallel: number) => {
+          await using engine = await Engine.load(goldenFolder('llama'), {
+            ...options,
+            devices,
+            tensorParallel,
+          })
+          const common = { maxTokens: 4, ignoreEos: true }
+          const results = await Promise.all(
+            sampled.map((request) => engine.complete({ ...request, ...common })),
+          )
+          const tokens = results.map((result) => result.tokens)
+          const forked = await engine.completeMany({
+            ...common,
+            tokens: long,
+            temperature: 1,
+            seed: 5,
+            n: 2,
+          })
+          tokens.push(...forked.choices.map((choice) => choice.tokens))
+          const again = await engine.complete({ ...common, tokens: [...long, 3], temperature: 0 })
+          tokens.push(again.tokens)
+          return { tokens, prefixHits: engine.stats().prefixHits }
+        }
+        const onCpu = await run(['cpu'], 1)
+        expect(onCpu.prefixHits).toBeGreaterThan(0)
+        expect(await run(['cuda:0'], 2)).toEqual(onCpu)
+      },
+      TEST_TIMEOUT_MS,
+    )
+
+    it(
+      'says what is needed and what would fit when memory does not suffice',
+      async () => {
+        await expect(
+          Engine.load(goldenFolder('llama'), { ...options, kvCacheBytes: 2 ** 30 }),
+        ).rejects.toThrow(
+          expect.objectContaining({
+            code: 'ERR_OUT_OF_MEMORY',
+            message: expect.stringMatching(/needs \d+.*(would fit|smaller)/s),
+          }),
+        )
+      },
+      TEST_TIMEOUT_MS,
+    )
+  })
+})
