@@ -179,6 +179,7 @@ struct CollectiveOp {
   int64_t block_bytes;  // of rows that keep one block busy
   bool deterministic;
   bool needs_counts;  // NCCL would have to know who owns which row
+  bool may_use_nccl;
   std::string label;
 };
 
@@ -191,7 +192,18 @@ inline CollectiveOp collective_op(const OpInstance& op, const CudaPlan& plan,
           .block_bytes = block_bytes,
           .deterministic = plan.deterministic,
           .needs_counts = needs_counts,
+          .may_use_nccl = true,
           .label = op.op.label};
+}
+
+[[noreturn]] inline void refuse_collective(const CollectiveOp& op, const CudaLaunch& launch,
+                                           const LaunchPlan& plan) {
+  std::string why(plan.form == CollectiveForm::kMulticast ? launch.multicast_missing
+                  : plan.form == CollectiveForm::kNccl    ? launch.nccl_missing
+                                                          : std::string_view());
+  if (op.deterministic || why.empty()) why = plan.refused;
+  fail(ErrorCode::kProgram, "op %s: form %s cannot be had here: %s", op.label.c_str(),
+       collective_form_name(plan.form), why.c_str());
 }
 
 inline LaunchPlan plan_collective(const CollectiveOp& op, const CudaLaunch& launch) {
@@ -199,7 +211,7 @@ inline LaunchPlan plan_collective(const CollectiveOp& op, const CudaLaunch& laun
   const GroupTraits traits{.link = launch.link,
                            .peer_access = launch.peer_access,
                            .multicast = launch.comm->multicast[rank.rank] != nullptr,
-                           .nccl = launch.nccl != nullptr,
+                           .nccl = op.may_use_nccl && launch.nccl_missing.empty(),
                            .deterministic = op.deterministic,
                            .few_blocks = launch.few_blocks,
                            .max_local_ranks = launch.max_local_ranks,
@@ -213,9 +225,7 @@ inline LaunchPlan plan_collective(const CollectiveOp& op, const CudaLaunch& laun
        .rows_known = op.needs_counts ? !launch.counts.empty() : host_knows_rows(launch, op.which),
        .form = op.form},
       traits);
-  if (plan.refused != nullptr)
-    fail(ErrorCode::kProgram, "op %s: form %s cannot be had here: %s", op.label.c_str(),
-         collective_form_name(plan.form), plan.refused);
+  if (plan.refused != nullptr) refuse_collective(op, launch, plan);
   return plan;
 }
 

@@ -2,6 +2,10 @@
 
 #include "cuda/libraries.h"
 
+#if defined(NANOWEAVE_EMULATION)
+#include "cuda/emulation/doubles.h"
+#endif
+
 namespace nanoweave {
 
 namespace {
@@ -45,6 +49,9 @@ const CublasLtLibrary* CublasLtLibrary::open(std::string& why) {
 }
 
 CublasLtLibrary::CublasLtLibrary(SharedLibrary opened) : library(std::move(opened)) {
+#if defined(NANOWEAVE_EMULATION)
+  emulation::join_double(library);
+#endif
   const auto bind = [this]<typename Function>(Function*& function, const char* symbol) {
     function = library.function<Function>(symbol);
   };

@@ -7,6 +7,10 @@
 
 #include "cuda/libraries.h"
 
+#if defined(NANOWEAVE_EMULATION)
+#include "cuda/emulation/doubles.h"
+#endif
+
 namespace nanoweave {
 
 namespace {
@@ -55,6 +59,9 @@ const NcclLibrary* NcclLibrary::open(std::string& why) {
 }
 
 NcclLibrary::NcclLibrary(SharedLibrary opened) : library(std::move(opened)) {
+#if defined(NANOWEAVE_EMULATION)
+  emulation::join_double(library);
+#endif
   const auto bind = [this]<typename Function>(Function*& function, const char* symbol) {
     function = library.function<Function>(symbol);
   };

@@ -21,6 +21,8 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "cuda/comm.h"
@@ -112,7 +114,10 @@ struct CudaLaunch {
   Link link = Link::kSameDevice;
   bool peer_access = true;
   bool few_blocks = false;  // another lane computes meanwhile
-  NcclWorld* nccl = nullptr;
+  // Why the ranks have no multicast heaps or no communicators; empty: they have, or can be given.
+  std::string_view multicast_missing = {};
+  std::string_view nccl_missing = "it is not loaded";
+  NcclWorld* nccl = nullptr;  // there where a plan says NCCL
 };
 
 // A kernel and the most dynamic shared memory it is launched with. The backend loads all of them

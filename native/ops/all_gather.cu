@@ -100,8 +100,10 @@ void launch_nccl(const CudaLaunch& launch, const CollectiveOp& op, const BufferD
 CudaKernel prepare_cuda_all_gather(const OpInstance& op, const CudaPlan& plan) {
   const BufferDesc& x = *op.input(0);
   require_vector_rows(op, x);
-  const CollectiveOp collective = collective_op(op, plan, x, AllGatherConfig::kThreads * 16);
+  CollectiveOp collective = collective_op(op, plan, x, AllGatherConfig::kThreads * 16);
+  // It gathers into a workspace first, which only pays where there is no other way.
   const bool may_use_nccl = collective.form == CollectiveForm::kNccl || !plan.peer_access;
+  collective.may_use_nccl = may_use_nccl;
   const int local_ranks = std::min(plan.max_local_ranks, op.program.world);
   std::function workspace = [=, tp = op.program.tp](const CudaDevice&, const CudaBucket& bucket) {
     return kWorkspaceCounterBytes + local_ranks * gathered_bytes(collective, tp, bucket);

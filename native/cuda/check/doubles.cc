@@ -3,34 +3,17 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "cuda/double/streams.h"
 #include "cuda/launch.h"
 
 namespace nanoweave::check {
 
 namespace {
 
-struct RunArgs {
-  doubles::Run run;
-  void* call;
-};
-
-void run_kernel(RunArgs args) {
-  uint64_t state = 0;
-  while (!args.run(args.call, &state)) emulation::Machine::instance().yield();
-}
-
-void enqueue(void* stream, doubles::Run run, void* call) {
-  launch(run_kernel, {.threads = 1}, static_cast<CudaStream>(stream),
-         RunArgs{.run = run, .call = call});
-}
-
 template <typename Library>
 const Library& open() {
   std::string why;
   const Library* library = Library::open(why);
   if (library == nullptr) fail(ErrorCode::kInternal, "%s", why.c_str());
-  library->library.template function<void(doubles::Enqueue)>("nanoweave_double_streams")(enqueue);
   return *library;
 }
 

@@ -485,6 +485,7 @@ void CaseRun::run_cuda() {
                        .comm = &comm,
                        .comm_slot = 1,
                        .max_local_ranks = static_cast<int>(max_local_ranks),
+                       .nccl_missing = nccl_ ? "" : "the case has none",
                        .nccl = nccl_.get()});
     }
   }

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "core/error.h"
+
 namespace nanoweave {
 
 namespace {
@@ -26,31 +28,102 @@ SignalPad pad_at(uint32_t epoch) {
 
 }  // namespace
 
-CudaComm::CudaComm(std::span<const int> device_of, int64_t heap_bytes,
-                   std::chrono::milliseconds timeout, uint32_t first_epoch)
-    : shared_(kSharedBytes, "the fault records") {
-  const auto pad = std::make_unique<SignalPad>(pad_at(first_epoch));
-  for (size_t rank = 0; rank < device_of.size(); ++rank) {
-    const int device = device_of[rank];
+CudaComm::CudaComm(CudaCommOptions options)
+    : options_(std::move(options)), shared_(kSharedBytes, "the fault records") {
+  make_heaps();
+  const auto pad = std::make_unique<SignalPad>(pad_at(options_.first_epoch));
+  for (size_t rank = 0; rank < options_.device_of.size(); ++rank) {
+    const int device = options_.device_of[rank];
     use_device(device);
-    heaps_.emplace_back(device, heap_bytes, "the activations of a rank");
     pads_.emplace_back(device, int64_t{sizeof(SignalPad)}, "a rank's signal pad");
-    view_.heaps[rank] = heaps_.back().data();
     view_.pads[rank] = pads_.back().as<SignalPad>();
     const DeviceStream stream(false);
-    fill_async(heaps_.back().data(), 0, heap_bytes, stream.get());
+    fill_async(view_.heaps[rank], 0, options_.heap_bytes, stream.get());
     copy_async(view_.pads[rank], pad.get(), int64_t{sizeof(SignalPad)}, stream.get());
     stream.synchronize();
   }
   view_.abort = shared_.as<uint32_t>();
   view_.faults = reinterpret_cast<DeviceFault*>(shared_.data() + kFaultsOffset);
-  view_.timeout_ns =
-      static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(timeout).count());
+  view_.timeout_ns = static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(options_.timeout).count());
 }
 
-void CudaComm::abort() { __atomic_store_n(view_.abort, 1u, __ATOMIC_RELEASE); }
+// ---- Heaps --------------------------------------------------------------------------------------
 
-bool CudaComm::aborted() const { return __atomic_load_n(view_.abort, __ATOMIC_ACQUIRE) != 0; }
+void CudaComm::make_heaps() {
+  if (make_multicast_heaps()) return;
+  for (size_t rank = 0; rank < options_.device_of.size(); ++rank) {
+    const int device = options_.device_of[rank];
+    use_device(device);
+    heaps_.emplace_back(device, options_.heap_bytes, "the activations of a rank");
+    view_.heaps[rank] = heaps_.back().data();
+  }
+}
+
+// All groups or none: they run the same launches.
+bool CudaComm::make_multicast_heaps() {
+  if (options_.deterministic) multicast_missing_ = "a switch does not sum in rank order";
+  if (!options_.peer_access) multicast_missing_ = "the devices cannot map each other's memory";
+  if (options_.heap_bytes == 0) multicast_missing_ = "the heaps are empty";
+  const std::span<const int> devices = options_.device_of;
+  const auto tp = static_cast<size_t>(options_.tp);
+  for (size_t first = 0; first < devices.size() && multicast_missing_.empty(); first += tp)
+    multicast_heaps_.push_back(MulticastHeap::create(devices.subspan(first, tp),
+                                                     options_.heap_bytes, multicast_missing_));
+  if (!multicast_missing_.empty()) {
+    multicast_heaps_.clear();
+    return false;
+  }
+  for (size_t rank = 0; rank < devices.size(); ++rank) {
+    const MulticastHeap& heap = *multicast_heaps_[rank / tp];
+    view_.heaps[rank] = heap.heap(static_cast<int>(rank % tp));
+    view_.multicast[rank] = heap.multicast();
+  }
+  return true;
+}
+
+// ---- NCCL ---------------------------------------------------------------------------------------
+
+NcclOptions CudaComm::nccl_options() const {
+  return {.tp = options_.tp,
+          .devices = options_.device_of,
+          .timeout = options_.timeout,
+          .max_blocks = 0,
+          .set_device = use_device,
+          .side_streams = {}};
+}
+
+const std::string& CudaComm::nccl_missing() {
+  if (nccl_missing_) return *nccl_missing_;
+  std::string why;
+  nccl_library_ = NcclLibrary::open(why);
+  if (nccl_library_ != nullptr) why = NcclWorld::refuse(*nccl_library_, nccl_options());
+  return nccl_missing_.emplace(why);
+}
+
+void CudaComm::connect_nccl(std::span<const std::unique_ptr<DeviceState>> devices) {
+  if (nccl_owner_ != nullptr) return;
+  CHECK(nccl_missing().empty());
+  side_streams_ = std::make_unique<SideStreamPool>(devices);
+  NcclOptions options = nccl_options();
+  options.side_streams = side_streams_->streams();
+  nccl_owner_ = std::make_unique<NcclWorld>(*nccl_library_, std::move(options));
+  nccl_.store(nccl_owner_.get());
+  if (aborted()) nccl_owner_->abort();  // abort() came before it could see them
+}
+
+// ---- Faults -------------------------------------------------------------------------------------
+
+void CudaComm::abort() {
+  __atomic_store_n(view_.abort, 1u, __ATOMIC_SEQ_CST);
+  if (NcclWorld* const nccl = nccl_.load()) nccl->abort();
+}
+
+bool CudaComm::aborted() const { return __atomic_load_n(view_.abort, __ATOMIC_SEQ_CST) != 0; }
+
+void CudaComm::check() {
+  if (NcclWorld* const nccl = nccl_.load()) nccl->check();
+}
 
 std::optional<DeviceFault> CudaComm::root_fault() const {
   std::optional<DeviceFault> root;

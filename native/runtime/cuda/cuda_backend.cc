@@ -76,8 +76,13 @@ void CudaBackend::open() {
   connect_peers();
   const std::chrono::milliseconds timeout(config_.wait_timeout_ms);
   auto parts = std::make_unique<DeviceParts>();
-  parts->comm =
-      std::make_unique<CudaComm>(device_of_, config_.heap_bytes, timeout, config_.first_epoch);
+  parts->comm = std::make_unique<CudaComm>(CudaCommOptions{.device_of = device_of_,
+                                                          .tp = config_.tp,
+                                                          .heap_bytes = config_.heap_bytes,
+                                                          .timeout = timeout,
+                                                          .first_epoch = config_.first_epoch,
+                                                          .peer_access = group_.peer_access,
+                                                          .deterministic = config_.deterministic});
   parts->weights = std::make_unique<CudaWeights>(device_of_);
   for (const CudaDeviceInfo& info : devices_) {
     std::vector<int> ranks;
@@ -92,22 +97,35 @@ void CudaBackend::open() {
   comm_.store(parts_->comm.get(), std::memory_order_release);
 }
 
-// Ranks of a group read and write each other's heaps.
+// Ranks of a group read and write each other's heaps; where they cannot, all goes through NCCL.
 void CudaBackend::connect_peers() {
   for (size_t a = 0; a < device_of_.size(); ++a)
     for (size_t b = 0; b < device_of_.size(); ++b) {
       const int from = device_of_[a], to = device_of_[b];
       if (from == to || static_cast<int>(a) / config_.tp != static_cast<int>(b) / config_.tp)
         continue;
-      if (!can_map_peer(from, to))
-        fail(ErrorCode::kUnsupportedLayout,
-             "ranks %zu and %zu work together, but cuda:%d cannot map the memory of cuda:%d; place "
-             "them on one GPU, or on GPUs connected by NVLink or under one PCIe root",
-             a, b, from, to);
+      if (!can_map_peer(from, to)) {
+        require_nccl(static_cast<int>(a), static_cast<int>(b));
+        continue;
+      }
       enable_peer(from, to);
       const Link link = is_nvlink(from, to) ? Link::kNvlink : Link::kPcie;
       if (link == Link::kPcie || group_.link == Link::kSameDevice) group_.link = link;
     }
+}
+
+void CudaBackend::require_nccl(int a, int b) {
+  group_.peer_access = false;
+  std::string why;
+  if (config_.deterministic)
+    why = "does not sum in rank order: not deterministic";
+  else if (NcclLibrary::open(why) != nullptr)
+    return;
+  fail(ErrorCode::kUnsupportedLayout,
+       "ranks %d and %d work together, but cuda:%d cannot map the memory of cuda:%d, and NCCL, the "
+       "other way between them, cannot serve: %s. Place them on one GPU, or on GPUs connected by "
+       "NVLink or under one PCIe root",
+       a, b, device_of_[a], device_of_[b], why.c_str());
 }
 
 void CudaBackend::load_weights(const WeightManifest& manifest, const ProgressCallback& progress) {
@@ -136,10 +154,51 @@ int CudaBackend::load_program(Program program) {
   open();
   const auto id = static_cast<int>(parts_->programs.size());
   LoadedProgram loaded = bind(std::make_shared<const PreparedProgram>(
-      prepare_program(std::move(program), id, config_.deterministic, config_.graphs)));
+      prepare_program(std::move(program), id, plan_for_devices(), config_.graphs)));
+  plan_collectives(loaded);
   capture(loaded);
   parts_->programs.push_back(std::move(loaded));
   return id;
+}
+
+// Looks for cuBLASLt, and gives the devices a handle of it.
+CudaPlan CudaBackend::plan_for_devices() {
+  CudaPlan plan{.deterministic = config_.deterministic,
+                .step = {},
+                .peer_access = group_.peer_access,
+                .max_local_ranks = group_.max_local_ranks,
+                .cublaslt_missing = "its sums depend on the number of rows: not deterministic"};
+  if (config_.deterministic) return plan;
+  const CublasLtLibrary* const library = CublasLtLibrary::open(plan.cublaslt_missing);
+  for (const auto& state : parts_->states) state->use_cublaslt(library);
+  return plan;
+}
+
+// NCCL is looked for, and its communicators are made, only where a plan takes it.
+void CudaBackend::plan_collectives(const LoadedProgram& loaded) {
+  if (!plan_all(loaded, "")) return;
+  const std::string& missing = parts_->comm->nccl_missing();
+  if (!missing.empty())
+    plan_all(loaded, missing);
+  else
+    parts_->comm->connect_nccl(parts_->states);
+}
+
+// Whether any plan takes NCCL.
+bool CudaBackend::plan_all(const LoadedProgram& loaded, std::string_view nccl_missing) const {
+  uint64_t first = 0;
+  for (size_t i = 0; i < loaded.devices.size(); ++i) {
+    const uint64_t hash = loaded.devices[i]->plan_collectives(nccl_missing);
+    if (i == 0) first = hash;
+    if (hash != first)
+      fail(ErrorCode::kUnsupportedLayout,
+           "cuda:%d and cuda:%d plan the collectives of program '%s' differently (%016llx, "
+           "%016llx), so that they would not meet; use GPUs of one model",
+           devices_[0].device.ordinal, devices_[i].device.ordinal,
+           loaded.prepared->program.name.c_str(), static_cast<unsigned long long>(first),
+           static_cast<unsigned long long>(hash));
+  }
+  return loaded.devices[0]->uses_nccl();
 }
 
 // All that can fail without a trace comes first; then graphs, those of earlier programs too where

@@ -42,6 +42,10 @@ class CudaBackend : public Backend {
   void open();
   void connect_peers();
   LoadedProgram bind(std::shared_ptr<const PreparedProgram> prepared) const;
+  CudaPlan plan_for_devices();
+  void plan_collectives(const LoadedProgram& loaded);
+  bool plan_all(const LoadedProgram& loaded, std::string_view nccl_missing) const;
+  void require_nccl(int a, int b);
   void capture(const LoadedProgram& loaded);
   EngineError explain_fault(const DeviceFault& fault) const;
   struct ArenaBytes {

@@ -111,6 +111,39 @@ bool DeviceProgram::reserve() {
   return moved;
 }
 
+// ---- Collectives --------------------------------------------------------------------------------
+
+uint64_t DeviceProgram::plan_collectives(std::string_view nccl_missing) {
+  nccl_missing_ = nccl_missing;
+  uint64_t hash = kNoPlans;
+  nccl_buckets_.clear();
+  uses_nccl_ = false;
+  for (const CudaBucket& bucket : prepared_->buckets)
+    nccl_buckets_.push_back(plan_bucket(bucket, hash));
+  for (const CudaBucket& bucket : largest_buckets(prepared_->program))
+    uses_nccl_ |= plan_bucket(bucket, hash);
+  for (const bool is_nccl : nccl_buckets_) uses_nccl_ |= is_nccl;
+  if (!uses_nccl_) nccl_missing_ = "no step is large enough";
+  return hash;
+}
+
+// Whether any goes through NCCL. As for an eager step: a bucket that takes NCCL is never captured,
+// and the others' plans do not depend on what the host knows.
+bool DeviceProgram::plan_bucket(const CudaBucket& bucket, uint64_t& hash) const {
+  const std::vector<StepCounts> counts(ranks_.size());
+  bool any = false;
+  for (size_t i = 0; i < prepared_->kernels.size(); ++i) {
+    const CudaKernel& kernel = prepared_->kernels[i];
+    if (!kernel.plan) continue;
+    const LaunchPlan plan = kernel.plan(make_launch(static_cast<int>(i), bucket, counts));
+    hash = hash_launch_plan(hash, plan);
+    any |= plan.form == CollectiveForm::kNccl;
+  }
+  return any;
+}
+
+// ---- Launching ----------------------------------------------------------------------------------
+
 int DeviceProgram::sm_budget(int lane) const {
   const bool is_network = lane == static_cast<int>(Lane::kNetwork);
   if (!is_network) return state_.device().sm_count;
@@ -123,20 +156,23 @@ void DeviceProgram::capture() {
   use_device(state_.device().ordinal);
   graphs_.clear();
   for (size_t local = 0; local < ranks_.size(); ++local) ranks_[local].slots = state_.slots(local);
-  for (const CudaBucket& bucket : prepared_->buckets)
-    graphs_.emplace_back(state_.main(), [&] { enqueue_ops(bucket); });
+  for (size_t i = 0; i < prepared_->buckets.size(); ++i) {
+    std::optional<DeviceGraph>& graph = graphs_.emplace_back();
+    if (!nccl_buckets_[i])
+      graph.emplace(state_.main(), [&] { enqueue_ops(prepared_->buckets[i], {}); });
+  }
   state_.main().synchronize();
 }
 
-void DeviceProgram::enqueue(const CudaBucket& step) {
+void DeviceProgram::enqueue(const CudaBucket& step, std::span<const StepCounts> counts) {
   const int bucket = find_bucket(prepared_->buckets, step);
-  if (bucket >= 0)
-    graphs_[bucket].launch(state_.main().get());
+  if (bucket >= 0 && graphs_[bucket])
+    graphs_[bucket]->launch(state_.main().get());
   else
-    enqueue_ops(step);
+    enqueue_ops(step, counts);
 }
 
-void DeviceProgram::enqueue_ops(const CudaBucket& bucket) {
+void DeviceProgram::enqueue_ops(const CudaBucket& bucket, std::span<const StepCounts> counts) {
   const LanePlan& plan = prepared_->lanes;
   bool forked = false;
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -149,7 +185,7 @@ void DeviceProgram::enqueue_ops(const CudaBucket& bucket) {
     const LanePlan::Op& op = plan.ops[i];
     DeviceStream& stream = state_.lane(op.lane);
     for (const int event : op.waits) stream.wait(events_[event]);
-    launch_op(static_cast<int>(i), bucket);
+    launch_op(static_cast<int>(i), bucket, counts);
     if (op.records >= 0) events_[op.records].record(stream.get());
   }
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -159,12 +195,19 @@ void DeviceProgram::enqueue_ops(const CudaBucket& bucket) {
   }
 }
 
-void DeviceProgram::launch_op(int index, const CudaBucket& bucket) {
+void DeviceProgram::launch_op(int index, const CudaBucket& bucket,
+                              std::span<const StepCounts> counts) {
   const int lane = prepared_->lanes.ops[index].lane;
   const CudaKernel& kernel = prepared_->kernels[index];
   CHECK(!kernel.workspace_bytes ||
         kernel.workspace_bytes(state_.device(), bucket) <= state_.workspace_bytes(lane));
-  kernel.launch({.stream = state_.lane(lane).get(),
+  kernel.launch(make_launch(index, bucket, counts));
+}
+
+CudaLaunch DeviceProgram::make_launch(int index, const CudaBucket& bucket,
+                                      std::span<const StepCounts> counts) const {
+  const int lane = prepared_->lanes.ops[index].lane;
+  return {.stream = state_.lane(lane).get(),
                  .device = state_.device(),
                  .ranks = ranks_,
                  .operands = operands_[index],
@@ -172,11 +215,17 @@ void DeviceProgram::launch_op(int index, const CudaBucket& bucket) {
                  .sm_budget = sm_budget(lane),
                  .workspace = state_.workspace(lane),
                  .op_index = prepared_->fault_base + index,
+                 .counts = counts,
+                 .cublaslt = state_.cublaslt(),
                  .comm = &comm_.view(),
                  .comm_slot = lane,
                  .max_local_ranks = group_.max_local_ranks,
                  .link = group_.link,
-                 .few_blocks = prepared_->program.parts > 1});
+                 .peer_access = group_.peer_access,
+                 .few_blocks = prepared_->program.parts > 1,
+                 .multicast_missing = comm_.multicast_missing(),
+                 .nccl_missing = nccl_missing_,
+                 .nccl = comm_.nccl()};
 }
 
 }  // namespace nanoweave

@@ -4,7 +4,10 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "runtime/cuda/comm.h"
@@ -19,6 +22,7 @@ struct DeviceGroup {
   int tp = 1;
   int max_local_ranks = 1;
   int min_sm_count = 1;
+  bool peer_access = true;        // inside every group of ranks
   Link link = Link::kSameDevice;  // the slowest inside a group of ranks
 };
 
@@ -43,20 +47,29 @@ class DeviceProgram {
   // Row 0 of the logits a local rank samples from.
   const std::byte* logits(size_t local_rank) const;
 
+  // Plans the collectives of every size of step and gives a hash of it, which must be the same on all
+  // devices. `nccl_missing`, empty where NCCL may be planned for, must outlive the program.
+  uint64_t plan_collectives(std::string_view nccl_missing);
+  bool uses_nccl() const { return uses_nccl_; }
+
   // Makes room in the device's workspaces and slots. True: they have moved, so that all programs
   // of the device must capture again.
   bool reserve();
-  // Captures all graphs anew. No step may be running.
+  // Captures all graphs anew, but none that holds NCCL's work: aborting its communicators would wait
+  // for them. No step may be running.
   void capture();
 
-  // The ops of a step into the main lane, by graph where its bucket has one.
-  void enqueue(const CudaBucket& step);
+  // The ops of a step into the main lane, by graph where its bucket has one. `counts` by local rank.
+  void enqueue(const CudaBucket& step, std::span<const StepCounts> counts);
 
  private:
   void load_functions() const;
   void bind_ranks(const FindStored& find_stored, const CudaComm& comm);
-  void enqueue_ops(const CudaBucket& bucket);
-  void launch_op(int index, const CudaBucket& bucket);
+  void enqueue_ops(const CudaBucket& bucket, std::span<const StepCounts> counts);
+  void launch_op(int index, const CudaBucket& bucket, std::span<const StepCounts> counts);
+  CudaLaunch make_launch(int index, const CudaBucket& bucket,
+                         std::span<const StepCounts> counts) const;
+  bool plan_bucket(const CudaBucket& bucket, uint64_t& hash) const;
   int sm_budget(int lane) const;
 
   const std::shared_ptr<const PreparedProgram> prepared_;
@@ -71,7 +84,10 @@ class DeviceProgram {
   std::vector<DeviceEvent> events_;                  // of the lane plan
   DeviceEvent fork_;
   std::array<DeviceEvent, kLanes> joins_;
-  std::vector<DeviceGraph> graphs_;  // by bucket; empty until captured
+  std::string_view nccl_missing_;
+  bool uses_nccl_ = false;
+  std::vector<bool> nccl_buckets_;                  // by bucket
+  std::vector<std::optional<DeviceGraph>> graphs_;  // by bucket; empty until captured
 };
 
 }  // namespace nanoweave

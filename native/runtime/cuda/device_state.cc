@@ -27,6 +27,12 @@ void DeviceState::synchronize() const {
   upload_.synchronize();
 }
 
+void DeviceState::use_cublaslt(const CublasLtLibrary* library) {
+  if (library == nullptr || cublaslt_ != nullptr) return;
+  use_device(device_.ordinal);
+  cublaslt_ = std::make_unique<CublasLt>(*library);
+}
+
 bool DeviceState::grow_workspace(int lane, int64_t bytes) {
   if (bytes <= workspaces_[lane].bytes()) return false;
   use_device(device_.ordinal);

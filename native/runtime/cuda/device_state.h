@@ -3,8 +3,10 @@
 #pragma once
 
 #include <array>
+#include <memory>
 #include <vector>
 
+#include "cuda/cublaslt.h"
 #include "cuda/device.h"
 #include "runtime/cuda/lane_plan.h"
 
@@ -23,6 +25,10 @@ class DeviceState {
   DeviceStream& main() { return lanes_[static_cast<int>(Lane::kCompute)]; }
   DeviceStream& upload() { return upload_; }
   void synchronize() const;  // all streams
+
+  // Makes the device's handle on the first call; null stays null.
+  void use_cublaslt(const CublasLtLibrary* library);
+  CublasLt* cublaslt() const { return cublaslt_.get(); }
 
   std::byte* workspace(int lane) const { return workspaces_[lane].data(); }
   int64_t workspace_bytes(int lane) const { return workspaces_[lane].bytes(); }
@@ -43,6 +49,7 @@ class DeviceState {
 
   const CudaDevice device_;
   const std::vector<int> ranks_;
+  std::unique_ptr<CublasLt> cublaslt_;
   std::array<DeviceStream, kLanes> lanes_;
   DeviceStream upload_;
   std::array<DeviceMemory, kLanes> workspaces_;

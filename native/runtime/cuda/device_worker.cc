@@ -114,12 +114,13 @@ void DeviceWorker::launch(Queued next) {
   next_stage_ = (next_stage_ + 1) % kStepsOnDevice;
   StepStage& stage = stages_[index];
   const Step& step = next.run->step();
-  const auto most = std::max<Clock::duration>(kTimeoutsOfStep * timeout_, kLeastStepTime);
+  const Clock::duration most = most_time(*next.program);
   Running running{{std::move(next.program), std::move(next.run)},
                   index,
                   wants_logits(step),
                   false,
-                  Clock::now() + most};
+                  most,
+                  {}};
   try {
     use_device(state_.device().ordinal);
     if (!stage.fits(*running.program, step)) stage.grow(*running.program, step);
@@ -129,6 +130,7 @@ void DeviceWorker::launch(Queued next) {
     running.failed = true;
     drain();
   }
+  running.deadline = Clock::now() + most;
   running_.push_back(std::move(running));
 }
 
@@ -156,6 +158,8 @@ bool DeviceWorker::finish_first() {
   }
   settle(*running.run, running.failed || lost());
   running_.pop_front();
+  // The next has waited for this one.
+  if (!running_.empty()) running_.front().deadline = Clock::now() + running_.front().most;
   return true;
 }
 
@@ -169,22 +173,51 @@ void DeviceWorker::complete(Running& running) {
   stages_[running.stage].collect(*running.program, running.run->step(), running.run->result());
 }
 
+// Our own kernels report whom they wait for too long. NCCL's do not: a step that takes them has the
+// time of one wait.
+DeviceWorker::Clock::duration DeviceWorker::most_time(const DeviceProgram& program) const {
+  if (program.uses_nccl()) return timeout_;
+  return std::max<Clock::duration>(kTimeoutsOfStep * timeout_, kLeastStepTime);
+}
+
+void DeviceWorker::check_communicators(int step) {
+  try {
+    comm_.check();
+  } catch (EngineError& error) {
+    error.step = step;
+    root_cause_.report(error);
+    comm_.abort();
+  }
+}
+
 // A step past its deadline is aborted; one that does not end even then never will.
 void DeviceWorker::check_deadline(Running& running) {
+  const int step = running.run->step().id;
+  check_communicators(step);
   const auto now = Clock::now();
   if (comm_.aborted()) running.deadline = std::min(running.deadline, now + kLeaveTime);
   if (now < running.deadline) return;
-  const int step = running.run->step().id;
   if (comm_.aborted()) {
     cause_of_failure(step);
     lost_.store(true, std::memory_order_release);
     return;
   }
-  root_cause_.report(
-      EngineError(ErrorCode::kRankFault, "step " + std::to_string(step) + " did not end on cuda:" +
-                                             std::to_string(state_.device().ordinal)));
+  root_cause_.report(explain_overdue(running));
   comm_.abort();
   running.deadline = now + kLeaveTime;
+}
+
+EngineError DeviceWorker::explain_overdue(const Running& running) const {
+  const int step = running.run->step().id;
+  const std::string text = "step " + std::to_string(step) + " did not end on cuda:" +
+                           std::to_string(state_.device().ordinal);
+  if (!running.program->uses_nccl()) return EngineError(ErrorCode::kRankFault, text);
+  EngineError error(ErrorCode::kRankTimeout,
+                    text + " within " + std::to_string(timeout_.count()) +
+                        " ms: a rank did not come to a NCCL collective; all communicators were "
+                        "aborted, the runtime must be closed and made anew");
+  error.step = step;
+  return error;
 }
 
 // The exception being handled becomes a cause, and all ranks leave.

@@ -49,6 +49,7 @@ class DeviceWorker {
     size_t stage;
     bool wants_logits;
     bool failed;
+    Clock::duration most;  // time on the device
     Clock::time_point deadline;
   };
 
@@ -63,6 +64,9 @@ class DeviceWorker {
   void drain();
   void complete(Running& running);
   void check_deadline(Running& running);
+  void check_communicators(int step);
+  Clock::duration most_time(const DeviceProgram& program) const;
+  EngineError explain_overdue(const Running& running) const;
   void fail_current(int step);
   void report_fault(int step);
   std::exception_ptr cause_of_failure(int step);

@@ -39,14 +39,14 @@ const BufferDesc* logits_of(const PreparedProgram& prepared) {
   return &prepared.program.buffers[prepared.program.ops[prepared.sample_op].inputs[0].buffer];
 }
 
-PreparedProgram prepare_program(Program program, int id, bool deterministic, bool graphs) {
+PreparedProgram prepare_program(Program program, int id, CudaPlan plan, bool graphs) {
   if (id >= kMaxPrograms) fail(ErrorCode::kUsage, "more than %d programs", kMaxPrograms);
   if (program.ops.size() > static_cast<size_t>(kFaultOps))
     fail(ErrorCode::kProgram, "more than %d ops on CUDA", kFaultOps);
   PreparedProgram prepared;
   prepared.program = std::move(program);
-  prepared.plan = {.deterministic = deterministic,
-                   .step = step_plan_config(prepared.program.limits, deterministic)};
+  prepared.plan = std::move(plan);
+  prepared.plan.step = step_plan_config(prepared.program.limits, prepared.plan.deterministic);
   for (const OpDesc& op : prepared.program.ops)
     prepared.kernels.push_back(prepare_cuda_op(prepared.program, op, prepared.plan));
   prepared.lanes = plan_lanes(prepared.program);

@@ -24,9 +24,9 @@ struct PreparedProgram {
 // Index of an op in a fault record: unique over the programs of a backend.
 inline constexpr int kFaultOps = 1 << 15;
 
-// ERR_PROGRAM when an op refuses its operands, is not there on CUDA, or overwrites the logits that
-// a step may ask for.
-PreparedProgram prepare_program(Program program, int id, bool deterministic, bool graphs);
+// `plan` without `step`, which comes from the program. ERR_PROGRAM when an op refuses its operands,
+// is not there on CUDA, or overwrites the logits that a step may ask for.
+PreparedProgram prepare_program(Program program, int id, CudaPlan plan, bool graphs);
 
 // The logits the program samples from; null: it does not sample.
 const BufferDesc* logits_of(const PreparedProgram& prepared);

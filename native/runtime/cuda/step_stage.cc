@@ -103,7 +103,7 @@ void StepStage::start(DeviceProgram& program, const Step& step) {
   main.wait(uploaded_);
   started_.record(main.get());
   load(program, step);
-  program.enqueue(bucket_of(step, program.prepared().plan.step));
+  program.enqueue(bucket_of(step, program.prepared().plan.step), counts_);
   bring_results(program, step);
   finished_.record(main.get());
 }
@@ -132,6 +132,7 @@ const StepStage::Packed& StepStage::packed_of(int group) const {
 
 void StepStage::load(const DeviceProgram& program, const Step& step) {
   const CudaStream stream = state_.main().get();
+  counts_.clear();
   for (size_t local = 0; local < program.ranks().size(); ++local) {
     const CudaRank& rank = program.ranks()[local];
     const Packed& packed = packed_of(rank.rank / rank.tp);
@@ -142,6 +143,7 @@ void StepStage::load(const DeviceProgram& program, const Step& step) {
       swap_blocks(kv, step.groups[packed.group], stream);
       copy_blocks(stream, words, packed.header, kv.data, kv.block_bytes);
     }
+    counts_.push_back(packed.header.counts);
   }
 }
 

@@ -52,6 +52,7 @@ class StepStage {
   PinnedMemory results_;        // per reporting local rank, max_rows as its program has
   PinnedMemory bounce_;         // rows of logits on their way
   std::vector<Packed> packed_;  // groups of this device
+  std::vector<StepCounts> counts_;  // by local rank
   DeviceEvent uploaded_, started_, finished_;
 };
 
