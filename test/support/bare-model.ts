@@ -15,6 +15,7 @@ import type { CompiledModel } from '../../lib/models/types.ts'
 import type { NativeRuntime } from '../../lib/native/binding.ts'
 import { loadBinding } from '../../lib/native/load.ts'
 import type { LaneMode } from '../../lib/program/passes/lanes.ts'
+import type { ProgramOp } from '../../lib/program/types.ts'
 import { TEST_DEVICE } from './device.ts'
 
 export interface BareOptions {
@@ -29,6 +30,10 @@ export interface BareOptions {
   readonly stagger?: number
   readonly lanes?: LaneMode
   readonly graphs?: boolean
+  /** Of each rank; all on the device under test by default. */
+  readonly devices?: readonly string[]
+  /** Attributes that an op gets before it is loaded. */
+  readonly attrsOf?: (op: ProgramOp) => ProgramOp['attrs']
 }
 
 const BLOCK_SIZE = 16
@@ -105,7 +110,9 @@ export class BareModel {
     )
     const world = Math.max(options.tp, options.ep ?? 1)
     const runtime = new (loadBinding().Runtime)({
-      ranks: Array.from({ length: world }, () => ({ device: TEST_DEVICE })),
+      ranks: Array.from({ length: world }, (_, rank) => ({
+        device: options.devices?.[rank] ?? TEST_DEVICE,
+      })),
       tp: options.tp,
       heapBytes: Math.max(...compiled.map(({ program }) => program.arenaBytes)),
       threadsPerRank: 1,
@@ -118,7 +125,12 @@ export class BareModel {
       await runtime.loadWeights(JSON.stringify(compiled[0]!.manifest))
       const programs = new Map<number, number>()
       for (const { program } of compiled) {
-        programs.set(program.parts, await runtime.loadProgram(JSON.stringify(program)))
+        const ops = program.ops.map((op) => ({
+          ...op,
+          attrs: { ...op.attrs, ...options.attrsOf?.(op) },
+        }))
+        const json = JSON.stringify({ ...program, ops })
+        programs.set(program.parts, await runtime.loadProgram(json))
       }
       return new BareModel(model, runtime, compiled[0]!, programs)
     } catch (error) {

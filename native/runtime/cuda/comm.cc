@@ -68,8 +68,8 @@ bool CudaComm::make_multicast_heaps() {
   const std::span<const int> devices = options_.device_of;
   const auto tp = static_cast<size_t>(options_.tp);
   for (size_t first = 0; first < devices.size() && multicast_missing_.empty(); first += tp)
-    multicast_heaps_.push_back(MulticastHeap::create(devices.subspan(first, tp),
-                                                     options_.heap_bytes, multicast_missing_));
+    multicast_heaps_.push_back(
+        MulticastHeap::create(devices.subspan(first, tp), options_.heap_bytes, multicast_missing_));
   if (!multicast_missing_.empty()) {
     multicast_heaps_.clear();
     return false;

@@ -77,12 +77,12 @@ void CudaBackend::open() {
   const std::chrono::milliseconds timeout(config_.wait_timeout_ms);
   auto parts = std::make_unique<DeviceParts>();
   parts->comm = std::make_unique<CudaComm>(CudaCommOptions{.device_of = device_of_,
-                                                          .tp = config_.tp,
-                                                          .heap_bytes = config_.heap_bytes,
-                                                          .timeout = timeout,
-                                                          .first_epoch = config_.first_epoch,
-                                                          .peer_access = group_.peer_access,
-                                                          .deterministic = config_.deterministic});
+                                                           .tp = config_.tp,
+                                                           .heap_bytes = config_.heap_bytes,
+                                                           .timeout = timeout,
+                                                           .first_epoch = config_.first_epoch,
+                                                           .peer_access = group_.peer_access,
+                                                           .deterministic = config_.deterministic});
   parts->weights = std::make_unique<CudaWeights>(device_of_);
   for (const CudaDeviceInfo& info : devices_) {
     std::vector<int> ranks;

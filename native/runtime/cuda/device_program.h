@@ -47,19 +47,20 @@ class DeviceProgram {
   // Row 0 of the logits a local rank samples from.
   const std::byte* logits(size_t local_rank) const;
 
-  // Plans the collectives of every size of step and gives a hash of it, which must be the same on all
-  // devices. `nccl_missing`, empty where NCCL may be planned for, must outlive the program.
+  // Plans the collectives of every size of step and gives a hash of it, which must be the same on
+  // all devices. `nccl_missing`, empty where NCCL may be planned for, must outlive the program.
   uint64_t plan_collectives(std::string_view nccl_missing);
   bool uses_nccl() const { return uses_nccl_; }
 
   // Makes room in the device's workspaces and slots. True: they have moved, so that all programs
   // of the device must capture again.
   bool reserve();
-  // Captures all graphs anew, but none that holds NCCL's work: aborting its communicators would wait
-  // for them. No step may be running.
+  // Captures all graphs anew, but none that holds NCCL's work: aborting its communicators would
+  // wait for them. No step may be running.
   void capture();
 
-  // The ops of a step into the main lane, by graph where its bucket has one. `counts` by local rank.
+  // The ops of a step into the main lane, by graph where its bucket has one. `counts` by local
+  // rank.
   void enqueue(const CudaBucket& step, std::span<const StepCounts> counts);
 
  private:

@@ -115,12 +115,8 @@ void DeviceWorker::launch(Queued next) {
   StepStage& stage = stages_[index];
   const Step& step = next.run->step();
   const Clock::duration most = most_time(*next.program);
-  Running running{{std::move(next.program), std::move(next.run)},
-                  index,
-                  wants_logits(step),
-                  false,
-                  most,
-                  {}};
+  Running running{
+      {std::move(next.program), std::move(next.run)}, index, wants_logits(step), false, most, {}};
   try {
     use_device(state_.device().ordinal);
     if (!stage.fits(*running.program, step)) stage.grow(*running.program, step);
@@ -209,8 +205,8 @@ void DeviceWorker::check_deadline(Running& running) {
 
 EngineError DeviceWorker::explain_overdue(const Running& running) const {
   const int step = running.run->step().id;
-  const std::string text = "step " + std::to_string(step) + " did not end on cuda:" +
-                           std::to_string(state_.device().ordinal);
+  const std::string text = "step " + std::to_string(step) +
+                           " did not end on cuda:" + std::to_string(state_.device().ordinal);
   if (!running.program->uses_nccl()) return EngineError(ErrorCode::kRankFault, text);
   EngineError error(ErrorCode::kRankTimeout,
                     text + " within " + std::to_string(timeout_.count()) +

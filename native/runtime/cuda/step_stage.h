@@ -49,9 +49,9 @@ class StepStage {
   DeviceState& state_;
   PinnedMemory host_words_;
   DeviceMemory device_words_;
-  PinnedMemory results_;        // per reporting local rank, max_rows as its program has
-  PinnedMemory bounce_;         // rows of logits on their way
-  std::vector<Packed> packed_;  // groups of this device
+  PinnedMemory results_;            // per reporting local rank, max_rows as its program has
+  PinnedMemory bounce_;             // rows of logits on their way
+  std::vector<Packed> packed_;      // groups of this device
   std::vector<StepCounts> counts_;  // by local rank
   DeviceEvent uploaded_, started_, finished_;
 };

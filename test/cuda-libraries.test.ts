@@ -1,0 +1,131 @@
+/**
+ * NCCL, cuBLASLt and multicast heaps in the CUDA backend, over emulated GPUs and doubles of the
+ * libraries. Runs where `npm run build:emulated` has been run.
+ */
+
+import { existsSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { afterEach, describe, expect, it } from 'vitest'
+import { loadModel } from '../lib/models/index.ts'
+import type { NativeRuntime } from '../lib/native/binding.ts'
+import type { ProgramOp } from '../lib/program/types.ts'
+import { BareModel } from './support/bare-model.ts'
+import { goldenFolder, maxDifference, readGolden } from './support/golden.ts'
+import {
+  HIDDEN,
+  openRuntime,
+  rejection,
+  stallOp,
+  sumOp,
+  sumOverRanks,
+  tokensStep,
+  twoBufferProgram,
+} from './support/runtime-programs.ts'
+
+const MAX_LOGIT_DIFFERENCE = 2e-4
+
+const built = (name: string) => fileURLToPath(new URL(`../build/${name}`, import.meta.url))
+const binary = built('emulated/nanoweave.node')
+
+// Before the addon is loaded and looks for its libraries.
+process.env.NANOWEAVE_BINARY = binary
+process.env.NANOWEAVE_NCCL = built('libnanoweave_nccl_double.so')
+process.env.NANOWEAVE_CUBLASLT = built('libnanoweave_cublaslt_double.so')
+process.env.NCCL_MULTI_RANK_GPU_ENABLE = '1'
+process.env.NANOWEAVE_EMULATION_DEVICES = '3'
+process.env.NANOWEAVE_EMULATION_MEMORY = '512'
+
+const opened: { close(): Promise<void> | void }[] = []
+afterEach(async () => {
+  for (const runtime of opened.splice(0)) await runtime.close()
+  delete process.env.NANOWEAVE_EMULATION_PEERS
+  delete process.env.NANOWEAVE_EMULATION_MULTICAST
+})
+
+function open(devices: readonly number[], waitTimeoutMs = 20_000): NativeRuntime {
+  const ranks = devices.map((device) => ({ device: `cuda:${device}` }))
+  const runtime = openRuntime(devices.length, { ranks, waitTimeoutMs })
+  opened.push(runtime)
+  return runtime
+}
+
+const load = (runtime: NativeRuntime, world: number, ops: readonly ProgramOp[]) =>
+  runtime.loadProgram(JSON.stringify(twoBufferProgram(world, ops)))
+
+const sumBy = (form: string): ProgramOp => ({ ...sumOp(), attrs: { form } })
+
+async function expectSums(runtime: NativeRuntime, program: number, world: number): Promise<void> {
+  for (const numTokens of [1, 7]) {
+    const sums = await sumOverRanks(runtime, program, world, numTokens)
+    const expected = new Float32Array(numTokens * HIDDEN).fill((world * (world + 1)) / 2)
+    for (const sum of sums) expect(sum).toEqual(expected)
+  }
+}
+
+describe.runIf(existsSync(binary))('CUDA backend', () => {
+  const folder = goldenFolder('llama')
+  const prompt = readGolden(folder)[0]!
+
+  async function openGolden(
+    devices: readonly string[],
+    attrsOf?: (op: ProgramOp) => ProgramOp['attrs'],
+  ): Promise<BareModel> {
+    const bare = await BareModel.load(loadModel(folder), {
+      tp: devices.length,
+      devices,
+      parts: [1, 2],
+      maxTokens: prompt.tokens.length + 1,
+      ...(attrsOf !== undefined && { attrsOf }),
+    })
+    opened.push(bare)
+    return bare
+  }
+
+  async function expectGolden(bare: BareModel, parts: number): Promise<void> {
+    const logits = await bare.forward(prompt.tokens, 5, parts)
+    expect(maxDifference(logits, prompt.logits)).toBeLessThanOrEqual(MAX_LOGIT_DIFFERENCE)
+    const { greedy } = prompt
+    const next = await bare.step([greedy[0]!.token], prompt.tokens.length, parts)
+    expect(next.sampled).toBe(greedy[1]!.token)
+  }
+
+  it('GPUs that cannot map each other serve a model through NCCL', async () => {
+    process.env.NANOWEAVE_EMULATION_PEERS = '0'
+    const bare = await openGolden(['cuda:0', 'cuda:1'])
+    for (const parts of [1, 2]) await expectGolden(bare, parts)
+  })
+
+  it('cuBLASLt multiplies where a program asks for it', async () => {
+    const attrsOf = ({ kind }: ProgramOp): ProgramOp['attrs'] =>
+      kind === 'matmul' || kind === 'logits' ? { implementation: 'cublaslt' } : {}
+    const bare = await openGolden(['cuda:0'], attrsOf)
+    await expectGolden(bare, 1)
+  })
+
+  it('several ranks of a GPU have a stream each for NCCL', async () => {
+    const runtime = open([0, 1, 1])
+    await expectSums(runtime, await load(runtime, 3, [sumBy('nccl')]), 3)
+  })
+
+  it('a rank that does not come to a NCCL collective fails the step on all', async () => {
+    const runtime = open([0, 1], 400)
+    const program = await load(runtime, 2, [stallOp(1, 60_000), { ...sumBy('nccl'), waits: [] }])
+    const started = performance.now()
+    const error = await rejection(runtime.submit(program, tokensStep(3)))
+    expect(error.code).toBe('ERR_RANK_TIMEOUT')
+    expect(error.message).toContain('did not come to a NCCL collective')
+    await runtime.close()
+    expect(performance.now() - started).toBeLessThan(20_000)
+    const another = open([0, 1])
+    await expectSums(another, await load(another, 2, [sumBy('nccl')]), 2)
+  })
+
+  it('multicast heaps serve where the devices have them, else the reason is told', async () => {
+    const refused = await rejection(load(open([0, 1, 2]), 3, [sumBy('multicast')]))
+    expect(refused.code).toBe('ERR_PROGRAM')
+    expect(refused.message).toContain('the emulated devices have no multicast')
+    process.env.NANOWEAVE_EMULATION_MULTICAST = '1'
+    const runtime = open([0, 1, 2])
+    await expectSums(runtime, await load(runtime, 3, [sumBy('multicast')]), 3)
+  })
+})
