@@ -198,6 +198,7 @@ void DeviceWorker::check_deadline(Running& running) {
     lost_.store(true, std::memory_order_release);
     return;
   }
+  report_fault(step);  // comes first, where a kernel of ours has said whom it waits for
   root_cause_.report(explain_overdue(running));
   comm_.abort();
   running.deadline = now + kLeaveTime;
@@ -210,8 +211,8 @@ EngineError DeviceWorker::explain_overdue(const Running& running) const {
   if (!running.program->uses_nccl()) return EngineError(ErrorCode::kRankFault, text);
   EngineError error(ErrorCode::kRankTimeout,
                     text + " within " + std::to_string(timeout_.count()) +
-                        " ms: a rank did not come to a NCCL collective; all communicators were "
-                        "aborted, the runtime must be closed and made anew");
+                        " ms: a rank did not come to a collective (NCCL does not say which); all "
+                        "communicators were aborted, the runtime must be closed and made anew");
   error.step = step;
   return error;
 }
