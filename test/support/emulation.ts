@@ -8,19 +8,23 @@ import { fileURLToPath } from 'node:url'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 
-/** Whether a C++ compiler and CMake are there to build it with. */
+/** Whether a C++ compiler, CMake and flock are there to build it with. */
 export function canBuildEmulation(): boolean {
   const runs = (tool: string) => spawnSync(tool, ['--version']).status === 0
-  return runs('cmake') && ['c++', 'g++', 'clang++'].some(runs)
+  return runs('cmake') && runs('flock') && ['c++', 'g++', 'clang++'].some(runs)
 }
 
-/** Compiles what has changed; throws what the compiler says. */
+/** Compiles what has changed, one process at a time; throws what the compiler says. */
 export function buildEmulation(): void {
-  const build = spawnSync(process.execPath, ['scripts/build-native.cjs', '--emulated'], {
-    cwd: root,
-    encoding: 'utf8',
-    maxBuffer: 64 << 20,
-  })
+  const build = spawnSync(
+    'flock',
+    [root, process.execPath, 'scripts/build-native.cjs', '--emulated'],
+    {
+      cwd: root,
+      encoding: 'utf8',
+      maxBuffer: 64 << 20,
+    },
+  )
   if (build.status !== 0) throw new Error(`${build.stdout}${build.stderr}`.slice(-8000))
 }
 
