@@ -9,7 +9,7 @@ import { EXIT_FAILED } from '../exit-codes.ts'
 import { parseCount, parseNumber } from '../options.ts'
 import { note, writeOut } from '../output.ts'
 import { createBar } from '../progress.ts'
-import { saveFile } from '../save.ts'
+import { checkFolders, saveFile } from '../save.ts'
 
 interface BenchServeFlags {
   readonly url: string
@@ -123,6 +123,7 @@ async function runBenchServe(
 ): Promise<void> {
   if (flags.compare === true) return compareFiles(files)
   if (files.length > 0) throw new EngineError('ERR_USAGE', `what is ${files[0]}? See --help`)
+  await checkFolders([flags.json, flags.html])
   const report = await measure(flags, signal)
   const { formatReport, renderHtml } = await import('../../bench/serve/index.ts')
   const document = `${JSON.stringify(report, null, 2)}\n`

@@ -13,7 +13,7 @@ import { EXIT_FAILED } from '../exit-codes.ts'
 import type { Interrupt } from '../interrupt.ts'
 import { parseNumber } from '../options.ts'
 import { note, writeOut } from '../output.ts'
-import { saveFile } from '../save.ts'
+import { checkFolders, saveFile } from '../save.ts'
 import { registerBenchServe } from './bench-serve.ts'
 
 interface BenchFlags {
@@ -127,6 +127,7 @@ async function runBench(
   }
   const peaksName = backend === 'cpu' ? 'bench-peaks.json' : 'bench-peaks-gpu.json'
   const peaks = flags.peaks ?? path.join(cache, peaksName)
+  await checkFolders([flags.json, flags.html])
   const report = await bench.runSuite(suite, context, peaks)
   const document = `${JSON.stringify(report, null, 2)}\n`
   await writeOut(flags.json === '-' ? document : bench.formatReport(report))

@@ -3,7 +3,6 @@
  * why. Needs no weights and no GPU.
  */
 
-import { writeFile } from 'node:fs/promises'
 import type { Command } from 'commander'
 import { EngineError } from '../../errors.ts'
 import { modelPresetNames } from '../../models/index.ts'
@@ -15,6 +14,7 @@ import { mixedShape } from '../../planner/step-shape.ts'
 import { parseCount } from '../options.ts'
 import { formatNumber, formatPairs, writeJson, writeOut } from '../output.ts'
 import { findMachine, findModel, plannedProgram } from '../planning.ts'
+import { saveFile } from '../save.ts'
 
 interface PlanFlags {
   readonly preset?: string
@@ -54,9 +54,15 @@ function describeTimeline(timeline: LayerTimeline): string {
 function formatPlan(report: PlanReport): string {
   const { decision, serial, overlapped } = report
   const pairs: [string, string][] = [
-    ['model', `${report.model}, ${report.numLayers} layers, ${report.ranks} ranks`],
+    [
+      'model',
+      `${report.model}, ${report.numLayers} layers, ${report.ranks} rank${report.ranks === 1 ? '' : 's'}`,
+    ],
     ['hardware', report.hardware],
-    ['step', `${report.numTokens} tokens of ${report.numSeqs} sequences`],
+    [
+      'step',
+      `${report.numTokens} tokens of ${report.numSeqs} sequence${report.numSeqs === 1 ? '' : 's'}`,
+    ],
     ['serial', describeTimeline(serial)],
   ]
   if (overlapped !== undefined) {
@@ -65,14 +71,6 @@ function formatPlan(report: PlanReport): string {
   const gain = `${(100 * decision.gain).toFixed(1)} % faster than serial`
   pairs.push(['decision', decision.refusal === undefined ? gain : `serial: ${decision.refusal}`])
   return `${formatPairs(pairs)}\n`
-}
-
-async function save(file: string, text: string): Promise<void> {
-  try {
-    await writeFile(file, text)
-  } catch (cause) {
-    throw new EngineError('ERR_IO', `cannot write ${file}: ${(cause as Error).message}`, { cause })
-  }
 }
 
 async function runPlan(folder: string | undefined, flags: PlanFlags): Promise<void> {
@@ -102,9 +100,9 @@ async function runPlan(folder: string | undefined, flags: PlanFlags): Promise<vo
       promptLength: Math.max(1, promptLength || tokens - decodes),
     }),
   })
-  if (flags.html !== undefined) await save(flags.html, renderPlan(report))
+  if (flags.html !== undefined) await saveFile(flags.html, renderPlan(report))
   const trace = chromeTrace(report)
-  if (flags.trace !== undefined) await save(flags.trace, `${JSON.stringify(trace)}\n`)
+  if (flags.trace !== undefined) await saveFile(flags.trace, `${JSON.stringify(trace)}\n`)
   if (flags.json === true) await writeJson(trace)
   else await writeOut(formatPlan(report))
 }

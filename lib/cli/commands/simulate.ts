@@ -3,7 +3,7 @@
  * throughput over request rates, or the best layout for a number of devices. No GPU, no weights.
  */
 
-import { readFile, writeFile } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { EngineError } from '../../errors.ts'
 import { createPolicy } from '../../scheduler/policies/index.ts'
@@ -27,6 +27,7 @@ import {
 import { parseCount, parseNumber } from '../options.ts'
 import { formatPairs, note, writeJson, writeOut } from '../output.ts'
 import { findMachine, findModel, type PlannedModel, plannedProgram } from '../planning.ts'
+import { checkFolders, saveFile } from '../save.ts'
 
 interface SimulateFlags {
   readonly preset?: string
@@ -179,15 +180,9 @@ async function runSimulate(folder: string | undefined, flags: SimulateFlags): Pr
     model: findModel(folder, flags.preset),
     trace: await readWorkload(flags.trace),
   }
+  await checkFolders([flags.html])
   const report = runRates(run)
-  if (flags.html !== undefined) {
-    try {
-      await writeFile(flags.html, renderSimulation(report))
-    } catch (cause) {
-      const { message } = cause as Error
-      throw new EngineError('ERR_IO', `cannot write ${flags.html}: ${message}`, { cause })
-    }
-  }
+  if (flags.html !== undefined) await saveFile(flags.html, renderSimulation(report))
   if (flags.json === true) return writeJson(report)
   const rows = report.points.map(({ rate, simulation }) => ({ name: String(rate), simulation }))
   const layouts =
