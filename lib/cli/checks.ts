@@ -102,7 +102,12 @@ function libraryChecks(): Check[] {
     .describeLibraries()
     .map(({ name, version, path, missing }): Check => {
       if (missing === undefined) return { name, status: 'ok', found: `${version} (${path})` }
-      return { name, status: 'note', found: missing, todo: 'only needed with --device cuda' }
+      return {
+        name,
+        status: 'note',
+        found: missing.replace(`${name} was `, ''),
+        todo: 'only needed with --device cuda',
+      }
     })
 }
 

@@ -80,7 +80,10 @@ export function toApiError(error: unknown): ApiError {
       cause: error,
     })
   const requestCode = REQUEST_CODES[error.code]
-  if (requestCode !== undefined) return badRequest(requestCode, error.message)
+  if (requestCode !== undefined) {
+    // The engine names its own option; clients know it by the interface's name.
+    return badRequest(requestCode, error.message.replace(/\bmaxTokens\b/g, 'max_tokens'))
+  }
   switch (error.code) {
     case 'ERR_QUEUE_FULL':
       return overloaded(error.message)

@@ -45,7 +45,10 @@ export function findLengthTrace(name: string): LengthTrace {
   const found = LENGTH_TRACES.find((trace) => trace.name === name)
   if (found !== undefined) return found
   const names = LENGTH_TRACES.map((trace) => trace.name).join(', ')
-  throw new EngineError('ERR_USAGE', `no trace is called '${name}'; there are ${names}`)
+  throw new EngineError(
+    'ERR_USAGE',
+    `no trace is called '${name}'; there are ${names}, or give the path of a file`,
+  )
 }
 
 /** Requests in order of arrival, at least one. ERR_USAGE for options that say nothing sensible. */

@@ -78,7 +78,11 @@ export class LoadClient {
     } catch (cause) {
       if (cause instanceof EngineError) throw cause
       const reason = (cause as Error).message
-      throw new EngineError('ERR_IO', `no answer from ${this.#target.url}: ${reason}`, { cause })
+      throw new EngineError(
+        'ERR_IO',
+        `no answer from ${this.#target.url}: ${reason}; is a server running there?`,
+        { cause },
+      )
     }
     const wanted = this.#options.model
     const found = list.data?.find((each) => wanted === undefined || each.id === wanted)
