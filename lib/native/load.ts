@@ -5,6 +5,7 @@
 
 import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
+import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { EngineError, ERROR_CODES, type ErrorCode } from '../errors.ts'
 import { checkOpTable } from '../ops/index.ts'
@@ -24,7 +25,8 @@ let loaded: NativeBinding | undefined
 export function resolveBinary(): string {
   const override = process.env.NANOWEAVE_BINARY
   if (override !== undefined && override !== '') {
-    if (existsSync(override)) return override
+    const file = path.resolve(override)
+    if (existsSync(file)) return file
     throw new EngineError(
       'ERR_NO_BINARY',
       `NANOWEAVE_BINARY names ${override}, which does not exist`,
