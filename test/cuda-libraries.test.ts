@@ -45,9 +45,9 @@ afterEach(async () => {
   delete process.env.NANOWEAVE_EMULATION_MULTICAST
 })
 
-function open(devices: readonly number[], waitTimeoutMs = 20_000): NativeRuntime {
+function open(devices: readonly number[], overrides = {}): NativeRuntime {
   const ranks = devices.map((device) => ({ device: `cuda:${device}` }))
-  const runtime = openRuntime(devices.length, { ranks, waitTimeoutMs })
+  const runtime = openRuntime(devices.length, { ranks, ...overrides })
   opened.push(runtime)
   return runtime
 }
@@ -100,6 +100,13 @@ describe.skipIf(!usable)('CUDA backend', () => {
     for (const parts of [1, 2]) await expectGolden(bare, parts)
   })
 
+  it('GPUs that cannot map each other cannot be deterministic', async () => {
+    process.env.NANOWEAVE_EMULATION_PEERS = '0'
+    const error = await rejection(load(open([0, 1], { deterministic: true }), 2, [sumOp()]))
+    expect(error.code).toBe('ERR_UNSUPPORTED_LAYOUT')
+    expect(error.message).toContain('it does not sum in rank order: not deterministic')
+  })
+
   it('cuBLASLt multiplies where a program asks for it', async () => {
     const attrsOf = ({ kind }: ProgramOp): ProgramOp['attrs'] =>
       kind === 'matmul' ? { implementation: 'cublaslt' } : {}
@@ -115,7 +122,7 @@ describe.skipIf(!usable)('CUDA backend', () => {
   })
 
   it('a rank that does not come to a NCCL collective fails the step on all', async () => {
-    const runtime = open([0, 1], 400)
+    const runtime = open([0, 1], { waitTimeoutMs: 400 })
     const program = await load(runtime, 2, [stallOp(1, 60_000), { ...sumBy('nccl'), waits: [] }])
     const started = performance.now()
     const error = await rejection(runtime.submit(program, tokensStep(3)))

@@ -118,7 +118,7 @@ void CudaBackend::require_nccl(int a, int b) {
   group_.peer_access = false;
   std::string why;
   if (config_.deterministic)
-    why = "does not sum in rank order: not deterministic";
+    why = "it does not sum in rank order: not deterministic";
   else if (NcclLibrary::open(why) != nullptr)
     return;
   fail(ErrorCode::kUnsupportedLayout,
