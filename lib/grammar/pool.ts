@@ -361,7 +361,11 @@ type WorkerMessage =
 function reasonOf({ said, error }: { said: readonly string[]; error: string }): string {
   const fatal = said.findLast((line) => line.includes('[FATAL]')) ?? ''
   const reason = fatal.replace(/^.*\[FATAL\]\s*\S+:\d+:\s*/s, '').trim()
-  return reason === '' ? error.slice(0, 200) : reason.slice(0, 500)
+  if (reason !== '') return reason.slice(0, 500)
+  // WebAssembly ends so when memory or stack do not suffice.
+  return error.startsWith('RuntimeError')
+    ? 'it is too large or nested too deep'
+    : error.slice(0, 200)
 }
 
 function stuckError(): EngineError {
