@@ -1,6 +1,6 @@
 /** Several outputs of one prompt: computed once, each with a seed, an end and a stream of its own. */
 
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import type { Engine } from '../lib/engine/engine.ts'
 import { derivedSeed } from '../lib/engine/sampling.ts'
 import type { GenerateManyRequest, StepRecord } from '../lib/engine/types.ts'
@@ -23,9 +23,13 @@ async function alone(engine: Engine, { n, ...request }: GenerateManyRequest) {
 }
 
 async function expectIdle(engine: Engine): Promise<void> {
-  for (let i = 0; i < 200 && engine.stats().stepsInFlight > 0; i++) await turns(1)
-  const { running, waiting, kvBlocks } = engine.stats()
-  expect([running, waiting, kvBlocks.used]).toEqual([0, 0, 0])
+  await vi.waitFor(
+    () => {
+      const { running, waiting, kvBlocks } = engine.stats()
+      expect([running, waiting, kvBlocks.used]).toEqual([0, 0, 0])
+    },
+    { timeout: 5000, interval: 1 },
+  )
 }
 
 describe('generateMany and completeMany', () => {
