@@ -275,7 +275,7 @@ void add_refusals(Cases& cases) {
     cases.push_back(std::move(c));
   };
   refuse(reduce_case("all_reduce", kPlacements[1], DType::kF32, 3, 16, "nccl"),
-         "form nccl cannot be had here: NCCL is not loaded");
+         "form nccl cannot be had here: the case has none");
   refuse(gather_case(kPlacements[1], DType::kF32, 3, 16, "multicast"),
          "form multicast cannot be had here: the ranks have no multicast heap");
   OpCase scatter = reduce_case("reduce_scatter", kPlacements[1], DType::kF32, 3, 16, "nccl");
