@@ -1,10 +1,13 @@
-/** attention: causal attention over the paged KV cache, [T, Hq·D]; prefill and decode rows mixed. */
+/**
+ * attention: causal attention over the paged KV cache, [T, Hq·D]; prefill and decode rows mixed.
+ * `sinks` [Hq]: a logit per head that takes part in every softmax and brings no value.
+ */
 
 import { definedAttrs, type OpDraft, type OpSpec } from './spec.ts'
 
 export const attentionOp: OpSpec = {
   name: 'attention',
-  inputs: ['q', 'kv'],
+  inputs: ['q', 'kv', 'sinks?'],
   outputs: ['o'],
   attrs: {
     heads: 'number',
@@ -25,6 +28,7 @@ export const attentionOp: OpSpec = {
     op.alike(q, o)
     op.tokenRows(q)
     op.kvCache(op.input(1), kvHeads, headDim)
+    op.weightVector(op.optionalInput(2), heads)
     op.requireNotNegative('softcap')
     const window = op.number('window', 1)
     op.require(Number.isInteger(window) && window > 0, `window is ${window}`)
@@ -32,7 +36,12 @@ export const attentionOp: OpSpec = {
 }
 
 export function attention(
-  operands: { readonly q: number; readonly kv: number; readonly o: number },
+  operands: {
+    readonly q: number
+    readonly kv: number
+    readonly sinks?: number | undefined
+    readonly o: number
+  },
   attrs: {
     readonly heads: number
     readonly kv_heads: number
@@ -44,7 +53,7 @@ export function attention(
 ): OpDraft {
   return {
     kind: 'attention',
-    inputs: [operands.q, operands.kv],
+    inputs: [operands.q, operands.kv, operands.sinks ?? null],
     outputs: [operands.o],
     attrs: definedAttrs(attrs),
   }

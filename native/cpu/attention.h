@@ -35,13 +35,14 @@ struct AttentionUnit {
   const int32_t* positions = nullptr;  // [tokens], ascending
   const int32_t* slots = nullptr;      // [tokens] −1: a padding row, sees no keys
   int64_t tokens = 0;
-  int64_t group = 1;   // query heads of a KV head; rows = tokens · group, heads of a token together
-  float scale = 1;     // of scores
-  float softcap = 0;   // 0: off
-  int64_t window = 0;  // 0: off
-  int64_t first_key = 0;    // the least key any row sees
-  int64_t end_key = 0;      // one past the last key any row sees
-  int64_t split_begin = 0;  // splits [begin, end) of kSplitKeys keys
+  int64_t group = 1;  // query heads of a KV head; rows = tokens · group, heads of a token together
+  float scale = 1;    // of scores
+  float softcap = 0;  // 0: off
+  const float* sinks = nullptr;  // [group] logits that join the sums of weights; null: none
+  int64_t window = 0;            // 0: off
+  int64_t first_key = 0;         // the least key any row sees
+  int64_t end_key = 0;           // one past the last key any row sees
+  int64_t split_begin = 0;       // splits [begin, end) of kSplitKeys keys
   int64_t split_end = 0;
 
   DType dtype = DType::kF32;           // of queries and outputs

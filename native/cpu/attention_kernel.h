@@ -409,6 +409,13 @@ void merge(const AttentionState& whole, const AttentionState& split, int64_t row
   }
 }
 
+// What a row's weighted values are divided by. The head's sink joins once, after all keys.
+float final_total(const AttentionUnit& u, int64_t head, const AttentionState& state, int64_t row) {
+  const float total = state.total[row];
+  if (total == 0) return 1;  // a padding row has seen no key and becomes zero
+  return u.sinks == nullptr ? total : total + exp_of(u.sinks[head] - state.largest[row]);
+}
+
 void store_outputs(const AttentionUnit& u, const AttentionState& state) {
   const int64_t head_dim = u.kv.head_dim;
   const int64_t stride = attention_value_stride(head_dim);
@@ -416,8 +423,7 @@ void store_outputs(const AttentionUnit& u, const AttentionState& state) {
     with_elements(u.dtype, u.outputs + t * u.token_stride, [&](auto* out) {
       for (int64_t g = 0; g < u.group; ++g, out += head_dim) {
         const int64_t row = t * u.group + g;
-        // A padding row has seen no key and becomes zero.
-        const Vec total = Simd::set(state.total[row] == 0 ? 1.0f : state.total[row]);
+        const Vec total = Simd::set(final_total(u, g, state, row));
         for_vectors(head_dim, [&](int64_t d, int64_t n) {
           store_n(out + d, Simd::div(Simd::load(state.values + row * stride + d), total), n);
         });

@@ -1,7 +1,8 @@
 // What the attention kernels share: their arguments, and one warp's work on one tile of keys in the
 // manner of FlashAttention-2 (Dao, 2023): scores on tensor cores, online softmax in base 2,
 // weighted values on tensor cores. o [T, Hq·D] = softmax(cap(q·kᵀ·scale))·v over keys max(0, p −
-// window + 1)..p of a row at position p; heads / kv_heads query heads share a KV head.
+// window + 1)..p of a row at position p; heads / kv_heads query heads share a KV head. A sink is a
+// logit more in its head's softmax, without a value: it joins the sum once, after all keys.
 #pragma once
 
 #include "cuda/rows.cuh"
@@ -18,6 +19,7 @@ struct AttentionArgs {
   int32_t plan;         // index of StepCounts::plans
   const std::byte* q;   // [T, heads·head_dim]
   const std::byte* kv;  // [blocks, 2, kv_heads, block_size, head_dim]
+  const float* sinks;   // [heads] or null
   std::byte* o;         // [T, heads·head_dim]
   DType dtype, kv_dtype;
   int32_t heads, kv_heads, head_dim, block_size;
@@ -264,6 +266,14 @@ struct WarpAttention {
   }
 };
 
+// What a row's weighted values are multiplied with in the end; `largest` of its scores, in base 2.
+__device__ __forceinline__ float inverse_total(const AttentionArgs& args, int head, float total,
+                                               float largest) {
+  if (!(total > 0)) return 0;  // padding has seen no key
+  if (args.sinks != nullptr) total += ptx::exp2(args.sinks[head] * kLog2E - largest);
+  return 1.0f / total;
+}
+
 // ---- Prefill ------------------------------------------------------------------------------------
 
 // Positions of rows begin..end that are not padding; 0 and −1 without any. Called by whole warps.
@@ -341,6 +351,7 @@ inline AttentionArgs attention_args(const AttentionShape& shape, const CudaRank&
   args.block_table_stride = rank.step.block_table_stride;
   args.q = at.in[0];
   args.kv = at.in[1];
+  args.sinks = reinterpret_cast<const float*>(at.in[2]);
   args.o = at.out[0];
   return args;
 }

@@ -1,5 +1,6 @@
 // attention: causal attention over the paged KV cache, q [T, Hq·D] → o [T, Hq·D]; a row at position
-// p of its sequence sees keys max(0, p − window + 1)..p. This file cuts the part's rows into units
+// p of its sequence sees keys max(0, p − window + 1)..p. A head's sink, if any, is a logit more in
+// its softmax, without a value. This file cuts the part's rows into units
 // of (tile of neighbouring tokens, KV head), and further into key splits where a few long sequences
 // would leave threads idle; cpu/attention.h says why none of this changes a row's bits.
 #include "cpu/attention.h"
@@ -89,6 +90,7 @@ AttentionUnit make_unit(const HostRun& run, const AttentionShape& shape, const W
           .group = shape.group(),
           .scale = shape.scale,
           .softcap = shape.softcap,
+          .sinks = run.in[2] ? floats(run.in[2]) + work.kv_head * shape.group() : nullptr,
           .window = shape.window,
           .first_key = work.tile.first_key,
           .end_key = work.tile.end_key,
@@ -206,6 +208,7 @@ HostKernel prepare_attention(const OpInstance& op) {
   op.require_alike(q, o);
   op.require(q.shape[0].symbol == Symbol::kTokens, "buffer %s must have T rows", q.name.c_str());
   op.require_kv(*op.input(1), kv_heads, head_dim);
+  op.require_weight_vector(op.input(2), heads);
   op.require_same_part();
   const double softcap = op.number_or("softcap", 0);
   const int64_t window = op.integer_or("window", 0);

@@ -223,9 +223,8 @@ struct Merge {
     for (int i = 0; i < 4; ++i) out[i] = out[i] * keep + columns[i] * take;
     largest = now;
   }
-  // Padding has seen no key: zero.
-  __device__ __forceinline__ void normalize() {
-    const float inverse = total > 0 ? 1.0f / total : 0.0f;
+  __device__ __forceinline__ void normalize(const AttentionArgs& args, int head) {
+    const float inverse = inverse_total(args, head, total, largest);
 #pragma unroll
     for (int i = 0; i < 4; ++i) out[i] *= inverse;
   }
@@ -264,7 +263,7 @@ __device__ void merge_warps(const AttentionArgs& args, const DecodeUnit& unit, i
       merge.add(sums.largest[row], sums.total[row], columns);
     }
     if (unit.segment.num_splits == 1) {
-      merge.normalize();
+      merge.normalize(args, unit.head(first + row));
       store_output<T, kHeadDim>(args, unit, first + row, column, merge.out);
       continue;
     }
@@ -288,7 +287,7 @@ __device__ void merge_splits(const AttentionArgs& args, const DecodeUnit& unit) 
       load_vector<float, 4>(&partial.out[column], columns);
       merge.add(partial.largest, partial.total, columns);
     }
-    merge.normalize();
+    merge.normalize(args, unit.head(packed));
     store_output<T, kHeadDim>(args, unit, packed, column, merge.out);
   }
 }

@@ -49,7 +49,7 @@ class GenericRow {
       }
       add(scores, rows, largest, total);
     }
-    const float inverse = total > 0 ? 1.0f / total : 0.0f;  // padding has seen no key
+    const float inverse = inverse_total(args_, head, total, largest * kLog2E);
     for_dims([&](int i) { store_element(args_.dtype, args_.o, at + i, out_[i] * inverse); });
   }
 

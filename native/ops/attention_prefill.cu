@@ -146,7 +146,7 @@ class PrefillBlock {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float total = state.row_total(r, half);
-        const float inverse = total > 0 ? 1.0f / total : 0.0f;  // padding has seen no key
+        const float inverse = inverse_total(args_, tile_.head, total, state.largest[r][half]);
         const int row = row_of(r, half);
         if (row >= tile_.row_end) continue;
         T* to = o + (int64_t{row} * args_.heads + tile_.head) * kHeadDim + t * 2;

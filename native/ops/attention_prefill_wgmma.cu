@@ -295,7 +295,7 @@ class PrefillGroup {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float total = state.row_total(0, half);
-      const float inverse = total > 0 ? 1.0f / total : 0.0f;  // padding has seen no key
+      const float inverse = inverse_total(args_, tile_->head, total, state.largest[0][half]);
       const int row = row_of(half);
 #pragma unroll
       for (int j = 0; j < Config::kColumns / 8; j += 4) {

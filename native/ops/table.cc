@@ -64,7 +64,7 @@ std::span<const OpDef> op_table() {
        false,
        prepare_split_rope_cache},
       {"attention",
-       {"q", "kv"},
+       {"q", "kv", "sinks?"},
        {"o"},
        {{"heads", "number"},
         {"kv_heads", "number"},

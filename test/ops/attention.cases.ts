@@ -1,4 +1,4 @@
-/** Cases of attention: head layouts, windows, soft caps, dtypes, prefill and decode rows mixed. */
+/** Cases of attention: head layouts, windows, soft caps, sinks, dtypes, prefill and decode rows mixed. */
 
 import { attention } from '../../lib/ops/attention.ts'
 import type { Dtype } from '../../lib/program/types.ts'
@@ -16,6 +16,8 @@ export interface AttentionCase {
   readonly blockSize?: number
   readonly softcap?: number
   readonly window?: number
+  /** Sinks are within ± this. */
+  readonly sinks?: number
   readonly sequences: readonly SequenceRows[]
   /** What fills each sequence; by index when absent. */
   readonly seeds?: readonly number[]
@@ -46,11 +48,16 @@ export function attentionCase(c: AttentionCase, withReference = true): OpCase {
       const q = builder.arena('q', c.dtype, ['T', heads * headDim])
       const kv = builder.kv('kv', c.kvDtype, kvHeads, headDim)
       const o = builder.arena('o', c.dtype, ['T', heads * headDim])
+      const sinks = c.sinks === undefined ? undefined : randomValues(271, heads, 'f32', c.sinks)
+      const sinkBuffer = sinks && builder.weight('sinks', 'f32', [heads], 'plain')
       const scale = Math.fround(1 / Math.sqrt(headDim))
       const options = { scale, softcap: c.softcap, window: c.window }
       builder.add(
         'op',
-        attention({ q, kv, o }, { heads, kv_heads: kvHeads, head_dim: headDim, ...options }),
+        attention(
+          { q, kv, sinks: sinkBuffer, o },
+          { heads, kv_heads: kvHeads, head_dim: headDim, ...options },
+        ),
       )
       const seeds = seedsOf(c)
       const kvShape = { kvHeads, headDim, dtype: c.kvDtype }
@@ -73,6 +80,7 @@ export function attentionCase(c: AttentionCase, withReference = true): OpCase {
               scale,
               ...(c.softcap === undefined ? {} : { softcap: c.softcap }),
               ...(c.window === undefined ? {} : { window: c.window }),
+              ...(sinks && { sink: sinks[h]! }),
             },
           )
           outputs.set(head, begin)
@@ -81,6 +89,7 @@ export function attentionCase(c: AttentionCase, withReference = true): OpCase {
       return {
         builder,
         inputs: { q: [queries], kv: [cache.buffer] },
+        ...(sinks && { weights: { sinks: [sinks] } }),
         step: layout.sections,
         expected: withReference ? [{ buffer: 'o', values: [outputs], tolerance: 'close' }] : [],
       }
@@ -169,6 +178,31 @@ export const ATTENTION_CASES: readonly OpCase[] = [
     softcap: 30,
     dtype: 'f32',
     kvDtype: 'bf16',
+    sequences: [
+      { start: 1300, end: 1303 },
+      { start: 0, end: 5 },
+    ],
+  } as const,
+  {
+    name: 'sinks, window, bf16, in parts',
+    heads: 8,
+    kvHeads: 2,
+    headDim: 16,
+    window: 20,
+    sinks: 3,
+    dtype: 'bf16',
+    kvDtype: 'bf16',
+    sequences: MIXED,
+    parts: [0, 12, 50],
+  } as const,
+  {
+    name: 'sinks far above and below the scores, splits',
+    heads: 3,
+    kvHeads: 1,
+    headDim: 17,
+    sinks: 60,
+    dtype: 'f32',
+    kvDtype: 'f32',
     sequences: [
       { start: 1300, end: 1303 },
       { start: 0, end: 5 },

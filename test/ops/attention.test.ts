@@ -27,14 +27,18 @@ async function rowBytes(
   seed: number,
   position: number,
 ): Promise<Uint8Array> {
-  const { builder, inputs, step } = attentionCase(
+  const { builder, inputs, weights, step } = attentionCase(
     { name: 'row', ...model, ...run, blockSize: run.blockSize ?? 16 },
     false,
   ).make()
   const tokens = step.get(STEP_SECTION.tokens)!.length
   const bounds = run.parts ?? [0, tokens]
   const program = splitIntoParts(placeApart(builder), bounds.length - 1)
-  const runtime = await OpRuntime.open(program, { cpuIsa, threadsPerRank: run.threads })
+  const runtime = await OpRuntime.open(program, {
+    cpuIsa,
+    threadsPerRank: run.threads,
+    ...(weights && { weights }),
+  })
   try {
     await runtime.poison()
     for (const [name, [values]] of Object.entries(inputs)) await runtime.write(name, 0, values!)
@@ -86,6 +90,7 @@ describe.each(usableIsas())('%s', (cpuIsa) => {
   test.each([
     { heads: 6, kvHeads: 2, headDim: 16, dtype: 'f32', kvDtype: 'f32' },
     { heads: 2, kvHeads: 1, headDim: 20, dtype: 'bf16', kvDtype: 'bf16', window: 640, softcap: 20 },
+    { heads: 8, kvHeads: 2, headDim: 16, dtype: 'f32', kvDtype: 'f32', sinks: 2 },
   ] as const)('a row has the same bits however it is computed ($dtype)', async (model) => {
     const outputs: Uint8Array[] = []
     for (const run of RUNS) outputs.push(await rowBytes(model, run, cpuIsa, SEED, LAST))

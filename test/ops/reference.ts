@@ -131,6 +131,8 @@ export interface AttentionOptions {
   readonly scale: number
   readonly softcap?: number
   readonly window?: number
+  /** A logit more in the softmax, without a value. */
+  readonly sink?: number
 }
 
 /**
@@ -153,9 +155,10 @@ export function attendHead(
     if (options.softcap !== undefined) score = options.softcap * Math.tanh(score / options.softcap)
     scores.push(score)
   }
-  const largest = Math.max(...scores)
+  const largest = Math.max(...scores, options.sink ?? -Infinity)
   const weights = scores.map((score) => Math.exp(score - largest))
-  const total = weights.reduce((sum, weight) => sum + weight, 0)
+  const sink = Math.exp((options.sink ?? -Infinity) - largest)
+  const total = weights.reduce((sum, weight) => sum + weight, sink)
   const out = new Float64Array(dim)
   weights.forEach((weight, i) => {
     for (let d = 0; d < dim; d++) out[d]! += (weight / total) * values[(first + i) * dim + d]!

@@ -16,6 +16,7 @@ struct Options {
   int64_t block_size = 16;
   int64_t window = 0;
   double softcap = 0;
+  float sinks = 0;  // logits in ±sinks; 0: none
   bool deterministic = false;
 };
 
@@ -41,6 +42,10 @@ OpCase attention_case(const std::string& name, const Heads& heads, const Options
   c.in(
       c.arena("q", options.dtype, Symbol::kTokens, heads.heads * heads.head_dim, Fill::kRandom, 2));
   c.in(c.kv_cache(options.kv_dtype, heads.kv_heads, heads.head_dim));
+  if (options.sinks > 0)
+    c.in(c.vector_weight("sinks", heads.heads, options.sinks));
+  else
+    c.absent();
   c.out(c.arena("o", options.dtype, Symbol::kTokens, heads.heads * heads.head_dim, Fill::kPoison));
   char attrs[256];
   std::snprintf(attrs, sizeof attrs,
@@ -113,6 +118,19 @@ void add_attention_cases(Cases& cases) {
       options.dtype = options.kv_dtype = DType::kF32;
       cases.push_back(attention_case(name, {4, 2, 8}, options, {{1, 100}, {10, 40}}));
     }
+  // Sinks, small and far above every score; with many splits, rows that see nothing, a cap.
+  for (const float sinks : {2.0f, 200.0f}) {
+    Options options;
+    options.sinks = sinks;
+    add_for_devices(cases, attention_case("sinks", {8, 2, 64}, options,
+                                          {{1, 700}, {1, 3, 2}, {90, 140}, {5, 5}}));
+    options.window = 20;
+    options.softcap = 3;
+    add_for_devices(
+        cases, attention_case("sinks, window, softcap", {4, 4, 128}, options, {{1, 90}, {30, 60}}));
+    options.dtype = options.kv_dtype = DType::kF32;
+    cases.push_back(attention_case("sinks", {4, 2, 8}, options, {{1, 100}, {10, 40, 1}}));
+  }
   // Shapes of the generic kernel.
   for (const Options& options :
        {Options{.dtype = DType::kF32, .kv_dtype = DType::kF32},
