@@ -92,21 +92,21 @@ void multiply(const Product& p, int64_t rows, int64_t vecs) {
 
 // A unit's scratch, in floats, each piece a multiple of a cache line.
 struct AttentionScratch {
-  float* queries;  // [rows, head_dim] floats or [rows, head_dim / 2] pairs
+  float* queries;  // [rows, key_dim] floats or [rows, key_dim / 2] pairs
   float* scores;   // [rows, kTileKeys], then the weights
-  float* keys;     // [head_dim, kTileKeys] floats or [head_dim / 2, kTileKeys] pairs
+  float* keys;     // [key_dim, kTileKeys] floats or [key_dim / 2, kTileKeys] pairs
   float* values;   // [kTileKeys, value_stride]
   AttentionState split;
   AttentionState whole;
 };
 
-AttentionScratch carve(float* scratch, int64_t rows, int64_t head_dim) {
+AttentionScratch carve(float* scratch, int64_t rows, int64_t key_dim, int64_t value_dim) {
   const auto take = [&](int64_t count) {
     float* piece = scratch;
     scratch += (count + 15) / 16 * 16;
     return piece;
   };
-  const int64_t stride = attention_value_stride(head_dim);
+  const int64_t stride = attention_value_stride(value_dim);
   const auto take_state = [&] {
     AttentionState state;
     state.values = take(rows * stride);
@@ -115,9 +115,9 @@ AttentionScratch carve(float* scratch, int64_t rows, int64_t head_dim) {
     return state;
   };
   AttentionScratch s;
-  s.queries = take(rows * head_dim);
+  s.queries = take(rows * key_dim);
   s.scores = take(rows * kTileKeys);
-  s.keys = take(head_dim * kTileKeys);
+  s.keys = take(key_dim * kTileKeys);
   s.values = take(kTileKeys * stride);
   s.split = take_state();
   s.whole = take_state();
@@ -134,22 +134,31 @@ void clear(const AttentionState& state, int64_t rows, int64_t stride) {
 // in float32, so this loses nothing.
 bool uses_pairs(const AttentionUnit& u) {
   return Simd::kHasPairs && u.dtype == DType::kBf16 && u.kv.dtype() == DType::kBf16 &&
-         u.kv.head_dim % 2 == 0;
+         u.queries[0].dim % 2 == 0 && u.queries[1].dim % 2 == 0;
+}
+
+// `count` elements of a query.
+void load_query(const AttentionUnit& u, const std::byte* source, int64_t count, float* out) {
+  if (uses_pairs(u)) {
+    std::memcpy(out, source, static_cast<size_t>(count) * sizeof(bf16));
+    return;
+  }
+  with_elements(u.dtype, source, [&](const auto* p) {
+    for_vectors(count, [&](int64_t i, int64_t n) { store_n(out + i, load_n(p + i, n), n); });
+  });
 }
 
 void load_queries(const AttentionUnit& u, float* out) {
-  const int64_t count = u.group * u.kv.head_dim;
-  for (int64_t t = 0; t < u.tokens; ++t) {
-    const std::byte* token = u.queries + t * u.token_stride;
-    if (uses_pairs(u)) {
-      std::memcpy(out + t * (count / 2), token, static_cast<size_t>(count) * sizeof(bf16));
-      continue;
-    }
-    with_elements(u.dtype, token, [&](const auto* p) {
-      for_vectors(count,
-                  [&](int64_t i, int64_t n) { store_n(out + t * count + i, load_n(p + i, n), n); });
-    });
-  }
+  const int64_t per_float = uses_pairs(u) ? 2 : 1;
+  const int64_t element = dtype_bytes(u.dtype);
+  for (int64_t t = 0; t < u.tokens; ++t)
+    for (int64_t g = 0; g < u.group; ++g)
+      for (const QueryPiece& piece : u.queries) {
+        if (piece.dim == 0) continue;
+        load_query(u, piece.data + t * piece.token_stride + g * piece.dim * element, piece.dim,
+                   out);
+        out += piece.dim / per_float;
+      }
 }
 
 // Where the keys (values) of positions [first, first + count) of a head lie.
@@ -192,13 +201,13 @@ void transpose_keys(const TileRows& rows, int64_t count, int64_t head_dim, float
 }
 
 template <typename T>
-void widen_values(const TileRows& rows, int64_t count, int64_t head_dim, float* out) {
-  const int64_t stride = attention_value_stride(head_dim);
+void widen_values(const TileRows& rows, int64_t count, int64_t value_dim, float* out) {
+  const int64_t stride = attention_value_stride(value_dim);
   for (int64_t j = 0; j < count; ++j, out += stride) {
     const T* source = reinterpret_cast<const T*>(rows.values[j]);
-    for_vectors(head_dim,
+    for_vectors(value_dim,
                 [&](int64_t d, int64_t n) { Simd::store(out + d, load_n(source + d, n)); });
-    for (int64_t d = (head_dim + kLanes - 1) / kLanes * kLanes; d < stride; d += kLanes)
+    for (int64_t d = (value_dim + kLanes - 1) / kLanes * kLanes; d < stride; d += kLanes)
       Simd::store(out + d, Simd::zero());
   }
 }
@@ -212,7 +221,7 @@ void load_tile(const AttentionUnit& u, const TileRows& rows, int64_t count,
       transpose_keys<float>(rows, count, head_dim / 2, s.keys);
     else
       transpose_keys<T>(rows, count, head_dim, s.keys);
-    widen_values<T>(rows, count, head_dim, s.values);
+    widen_values<T>(rows, count, u.value_dim, s.values);
   });
 }
 
@@ -238,7 +247,7 @@ void prefetch_tile(const TileRows& rows, int64_t count, int64_t row_bytes) {
   for (int64_t j = 0; j < count; ++j)
     for (int64_t byte = 0; byte < row_bytes; byte += 64) {
       __builtin_prefetch(rows.keys[j] + byte, 0, 2);
-      __builtin_prefetch(rows.values[j] + byte, 0, 2);
+      if (rows.values[j] != rows.keys[j]) __builtin_prefetch(rows.values[j] + byte, 0, 2);
     }
 }
 
@@ -326,7 +335,7 @@ bool all_finite(const float* values, int64_t count) {
 // are finite, each token multiplies its own keys only. Finite values give the same bits either way.
 void multiply_values(const AttentionUnit& u, int64_t tile, int64_t count, const AttentionScratch& s,
                      const AttentionState& state) {
-  const int64_t stride = attention_value_stride(u.kv.head_dim);
+  const int64_t stride = attention_value_stride(u.value_dim);
   const auto multiply_rows = [&](int64_t row, int64_t rows, Columns keys) {
     if (keys.begin == keys.end) return;
     multiply<Floats, true>({.a = s.scores + row * kTileKeys + keys.begin,
@@ -356,9 +365,8 @@ void multiply_values(const AttentionUnit& u, int64_t tile, int64_t count, const 
 void attend_split(const AttentionUnit& u, int64_t first, int64_t end, const AttentionScratch& s,
                   const AttentionState& state) {
   const int64_t rows = u.tokens * u.group;
-  const int64_t head_dim = u.kv.head_dim;
-  const int64_t stride = attention_value_stride(head_dim);
-  const int64_t row_bytes = head_dim * dtype_bytes(u.kv.dtype());
+  const int64_t stride = attention_value_stride(u.value_dim);
+  const int64_t row_bytes = u.kv.head_dim * dtype_bytes(u.kv.dtype());
   clear(state, rows, stride);
   TileRows tiles[2];  // of this tile and the next
   int current = 0;
@@ -417,14 +425,13 @@ float final_total(const AttentionUnit& u, int64_t head, const AttentionState& st
 }
 
 void store_outputs(const AttentionUnit& u, const AttentionState& state) {
-  const int64_t head_dim = u.kv.head_dim;
-  const int64_t stride = attention_value_stride(head_dim);
+  const int64_t stride = attention_value_stride(u.value_dim);
   for (int64_t t = 0; t < u.tokens; ++t)
-    with_elements(u.dtype, u.outputs + t * u.token_stride, [&](auto* out) {
-      for (int64_t g = 0; g < u.group; ++g, out += head_dim) {
+    with_elements(u.dtype, u.outputs + t * u.output_stride, [&](auto* out) {
+      for (int64_t g = 0; g < u.group; ++g, out += u.value_dim) {
         const int64_t row = t * u.group + g;
         const Vec total = Simd::set(final_total(u, g, state, row));
-        for_vectors(head_dim, [&](int64_t d, int64_t n) {
+        for_vectors(u.value_dim, [&](int64_t d, int64_t n) {
           store_n(out + d, Simd::div(Simd::load(state.values + row * stride + d), total), n);
         });
       }
@@ -433,8 +440,8 @@ void store_outputs(const AttentionUnit& u, const AttentionState& state) {
 
 void attend(const AttentionUnit& u) {
   const int64_t rows = u.tokens * u.group;
-  const int64_t stride = attention_value_stride(u.kv.head_dim);
-  const AttentionScratch s = carve(u.scratch, rows, u.kv.head_dim);
+  const int64_t stride = attention_value_stride(u.value_dim);
+  const AttentionScratch s = carve(u.scratch, rows, u.kv.head_dim, u.value_dim);
   load_queries(u, s.queries);
   if (u.outputs != nullptr) clear(s.whole, rows, stride);
   for (int64_t split = u.split_begin; split < u.split_end; ++split) {
@@ -453,8 +460,8 @@ void attend(const AttentionUnit& u) {
 void finish_attention(const AttentionUnit& u, const AttentionState* partials,
                       int64_t num_partials) {
   const int64_t rows = u.tokens * u.group;
-  const int64_t stride = attention_value_stride(u.kv.head_dim);
-  const AttentionState whole = carve(u.scratch, rows, u.kv.head_dim).whole;
+  const int64_t stride = attention_value_stride(u.value_dim);
+  const AttentionState whole = carve(u.scratch, rows, u.kv.head_dim, u.value_dim).whole;
   clear(whole, rows, stride);
   for (int64_t i = 0; i < num_partials; ++i) merge(whole, partials[i], rows, stride);
   store_outputs(u, whole);
