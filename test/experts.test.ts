@@ -11,7 +11,6 @@ import { moeCombine } from '../lib/ops/moe-combine.ts'
 import { type DispatchBuffers, moeDispatch } from '../lib/ops/moe-dispatch.ts'
 import { moeRoute } from '../lib/ops/moe-route.ts'
 import { stall } from '../lib/ops/stall.ts'
-import { expertShare } from '../lib/parallel/sharding.ts'
 import { ProgramBuilder } from '../lib/program/builder.ts'
 import { splitNanoBatches } from '../lib/program/passes/nano-batch.ts'
 import { limitsFor, rowsStep } from './ops/op-case.ts'
@@ -42,7 +41,8 @@ function expertWeights({ world, ep, experts }: Layout): WeightValues {
   const perRank = Math.ceil(experts / ep)
   const ranks = Array.from({ length: world }, (_, rank) => {
     const values = new Float64Array(perRank * EXPERT_ROWS * HIDDEN)
-    const { first, count } = expertShare(experts, HIDDEN, { world, ep, rank })
+    const first = Math.floor(rank / slices) * perRank
+    const count = Math.min(perRank, Math.max(0, experts - first))
     for (let local = 0; local < count; local++) {
       const whole = first + local + 1
       const part = rank % slices === 0 ? whole - (slices - 1) : 1

@@ -58,6 +58,24 @@ export const STEP_SECTION = {
    * for token t. count: ceil(vocabSize / 32), or 0: all of them again.
    */
   allowedTokens: 15,
+  /**
+   * {hash, (table, [experts · EXPERT_WAYS] slots)…}: which slots serve the experts of a layer from now
+   * on, on all ranks; stands in group 0. The hash is that of all tables afterwards, for ranks to compare.
+   */
+  expertTables: 16,
+  /**
+   * [n · 3] {table, source slot, destination slot}: weights of experts that are copied from rank to
+   * rank before the tables change; stands in group 0. A destination stands once and is no source.
+   */
+  expertCopies: 17,
+} as const
+
+/** Flags of a step. */
+export const STEP_FLAG = {
+  /** Return how often each expert was chosen since this was last asked. */
+  expertCounts: 1,
+  /** Return the experts that each token chooses in this step. */
+  expertChoices: 2,
 } as const
 
 /** Flags of a `rows` entry. Bits 8..15: number of top log-probabilities to return (0..20). */
@@ -89,6 +107,10 @@ export const RESULT_SECTION = {
   logits: 4,
   /** {queue µs, run µs}: waiting for earlier steps, and running. */
   timings: 5,
+  /** [tables · experts] choices of each expert, when asked. */
+  expertCounts: 6,
+  /** [tables · T · choices] experts of each token, -1: none; when asked. */
+  expertChoices: 7,
 } as const
 
 /** Words of a section; a WordList, or the scheduler's BlockRuns. */

@@ -10,12 +10,20 @@ import { geluMul } from '../ops/gelu-mul.ts'
 import { matmul } from '../ops/matmul.ts'
 import { siluMul } from '../ops/silu-mul.ts'
 import { splitRopeCache } from '../ops/split-rope-cache.ts'
+import type { Slots } from '../parallel/balance/slots.ts'
 import { headShare, type Share, widthShare } from '../parallel/sharding.ts'
 import type { ProgramBuilder } from '../program/builder.ts'
 import type { Dtype } from '../program/types.ts'
 import type { KvPlan, WeightPlan } from '../weights/manifest.ts'
 import type { AttentionSpec, GatedFeedForwardSpec, LinearSpec, NormSpec } from './spec.ts'
 import type { SplitProjection, WeightPlanner } from './weights.ts'
+
+/** Slots of the experts of each layer that has some, in order. */
+export interface ExpertSlots {
+  readonly slotsPerPosition: number
+  /** By table: the expert in each slot when the weights are loaded. */
+  readonly tables: readonly Slots[]
+}
 
 /** What every block needs to know. */
 export interface BlockContext {
@@ -26,6 +34,8 @@ export interface BlockContext {
   /** Ranks in all, and groups of them that the experts are spread over. */
   readonly world: number
   readonly ep: number
+  /** Where experts lie, where that may change; else each rank has its own in order. */
+  readonly expertSlots: ExpertSlots | undefined
   readonly hiddenSize: number
   /** Of activations, the residual stream included. */
   readonly dtype: Dtype

@@ -30,12 +30,14 @@ import {
   type BlockContext,
   commonEps,
   declareWeight,
+  type ExpertSlots,
   feedForwardBlock,
   normWeight,
 } from './blocks.ts'
-import { expertsBlock } from './experts.ts'
+import { expertsBlock, planExpertSlots, withExpertLimits } from './experts.ts'
 import { ropeFrequencies } from './rope.ts'
 import type { DecoderSpec, NormSpec } from './spec.ts'
+import type { ExpertPlacementOptions } from './types.ts'
 import { WeightPlanner } from './weights.ts'
 
 export interface DecoderLayout {
@@ -43,6 +45,7 @@ export interface DecoderLayout {
   readonly tp: number
   /** Groups of ranks that the experts are spread over; the world is the larger of both. Default 1. */
   readonly ep?: number
+  readonly expertPlacement?: ExpertPlacementOptions | undefined
   readonly limits: ProgramLimits
   readonly dtype: Dtype
   readonly kvDtype: Dtype
@@ -56,6 +59,7 @@ export interface DecoderProgram {
   readonly program: Program
   readonly weights: readonly WeightPlan[]
   readonly kv: readonly KvPlan[]
+  readonly expertSlots: ExpertSlots | undefined
 }
 
 export function buildDecoder(
@@ -63,9 +67,11 @@ export function buildDecoder(
   index: TensorIndex,
   layout: DecoderLayout,
 ): DecoderProgram {
-  const { name, tp, ep = 1, limits, dtype } = layout
+  const { name, tp, ep = 1, dtype } = layout
   const world = Math.max(tp, ep)
   const { hiddenSize, vocabSize } = spec
+  const expertSlots = planExpertSlots(spec, ep, layout.expertPlacement)
+  const limits = withExpertLimits(layout.limits, spec, ep, expertSlots)
   const builder = new ProgramBuilder({ name, world, tp, limits })
   const weights = new WeightPlanner(index, { ...layout, world })
   const context: BlockContext = {
@@ -75,6 +81,7 @@ export function buildDecoder(
     tp,
     world,
     ep,
+    expertSlots,
     hiddenSize,
     dtype,
     kvDtype: layout.kvDtype,
@@ -125,6 +132,7 @@ export function buildDecoder(
     return out
   }
 
+  let numTables = 0
   spec.layers.forEach((layer, number) => {
     const base = `layers.${number}`
     const next = spec.layers[number + 1]?.attentionNorm ?? spec.finalNorm
@@ -140,7 +148,7 @@ export function buildDecoder(
     const fed =
       feedForward.kind === 'gated'
         ? { buffer: feedForwardBlock(context, base, y, feedForward), whole: false }
-        : { buffer: expertsBlock(context, base, y, feedForward), whole: true }
+        : { buffer: expertsBlock(context, base, y, feedForward, numTables++), whole: true }
     y = addAndNormalise(`${base}.norm2`, fed, postFeedForwardNorm, next)
   })
 
@@ -163,7 +171,7 @@ export function buildDecoder(
   }
   const tokens = builder.arena('tokens', 'i32', ['R'])
   builder.add('sample', sample({ logits: all, tokens }, { vocab_size: vocabSize }))
-  return { program: builder.build(), weights: weights.plans, kv: context.kv }
+  return { program: builder.build(), weights: weights.plans, kv: context.kv, expertSlots }
 }
 
 function addRopeTables(

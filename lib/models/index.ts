@@ -173,6 +173,7 @@ export function buildModel(model: Model, options: SerialOptions): DecoderProgram
     name: `${model.architecture} tp${tp}${expertParallel > 1 ? ` ep${expertParallel}` : ''}`,
     tp,
     ep: expertParallel,
+    expertPlacement: options.expertPlacement,
     limits: { ...options.limits, vocabSize: model.vocabSize },
     dtype,
     kvDtype,
@@ -186,12 +187,13 @@ export function buildModel(model: Model, options: SerialOptions): DecoderProgram
  * the same for every schedule. Throws what buildModel throws.
  */
 export function compileModel(model: Model, options: CompileOptions): CompiledModel {
-  const { program, weights, kv } = buildModel(model, options)
+  const { program, weights, kv, expertSlots } = buildModel(model, options)
   const name = `${program.name} parts${options.parts}`
   return {
     program: compileProgram({ ...program, name }, options),
     manifest: resolveManifest(model.tensors, weights, kv),
     activationDtype: activationDtypeOf(model, options.precision),
+    expertSlots,
   }
 }
 
@@ -205,6 +207,7 @@ export function modelFootprint(model: Model, layout: FootprintLayout): ModelFoot
     name: 'footprint',
     tp,
     ep: expertParallel,
+    expertPlacement: layout.expertPlacement,
     limits: minimalLimits(model.spec),
     dtype,
     kvDtype,

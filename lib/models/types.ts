@@ -7,6 +7,7 @@ import type { PassOptions } from '../program/passes/index.ts'
 import type { Dtype, Program, ProgramLimits } from '../program/types.ts'
 import type { TensorIndex } from '../weights/safetensors.ts'
 import type { WeightManifest } from '../weights/types.ts'
+import type { ExpertSlots } from './blocks.ts'
 import type { DecoderSpec } from './spec.ts'
 
 /** A checkpoint whose config and safetensors headers have been read and checked. */
@@ -33,6 +34,8 @@ export interface CompileOptions extends PassOptions {
   readonly tensorParallel: number
   /** Ranks, or groups of ranks, that the experts are spread over. Only 1 for dense models. */
   readonly expertParallel?: number
+  /** Slots for experts beyond those that a rank holds anyway, and where experts begin. */
+  readonly expertPlacement?: ExpertPlacementOptions
   /** `auto`: activations in the weights' dtype. `f32`: float32 activations, weights as stored. `bf16`: both bf16. */
   readonly precision: 'auto' | 'f32' | 'bf16'
   readonly limits: Omit<ProgramLimits, 'vocabSize'>
@@ -42,16 +45,27 @@ export interface CompileOptions extends PassOptions {
   readonly kvDtype?: Dtype
 }
 
+/** Experts whose places may change: steps carry expert tables (lib/parallel/balance). */
+export interface ExpertPlacementOptions {
+  /** Of each rank, for replicas. */
+  readonly extraSlots: number
+  /** By layer with experts: the position of each expert. Default: in order. */
+  readonly positions?: readonly (readonly number[])[]
+}
+
 export interface CompiledModel {
   readonly program: Program
   /** Independent of `parts`: programs of one layout share the weights. */
   readonly manifest: WeightManifest
   readonly activationDtype: Dtype
+  /** Where experts are loaded, where steps may move them. */
+  readonly expertSlots: ExpertSlots | undefined
 }
 
 export interface FootprintLayout {
   readonly tensorParallel: number
   readonly expertParallel?: number
+  readonly expertPlacement?: ExpertPlacementOptions
   readonly precision: 'auto' | 'f32' | 'bf16'
   readonly kvDtype?: Dtype
 }

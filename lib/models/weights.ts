@@ -5,7 +5,8 @@
  */
 
 import { EngineError } from '../errors.ts'
-import type { ExpertShare, Share } from '../parallel/sharding.ts'
+import { EMPTY, type Slots } from '../parallel/balance/slots.ts'
+import type { Share } from '../parallel/sharding.ts'
 import type { Dtype } from '../program/types.ts'
 import {
   isBlockScaled,
@@ -34,7 +35,10 @@ export interface SplitProjection {
 export interface ExpertMatrices {
   /** Per expert: the projections that lie below each other. */
   readonly linears: readonly (readonly LinearSpec[])[]
-  readonly share: (rank: number) => ExpertShare
+  /** Columns of each expert's width that a rank computes. */
+  readonly width: (rank: number) => Share
+  /** Expert of each of a rank's slots, EMPTY where there is none. */
+  readonly slots: (rank: number) => Slots
   /** Rows that an expert takes in the buffer; the rest of them is zero. */
   readonly paddedRows: number
 }
@@ -145,17 +149,17 @@ export class WeightPlanner {
     return this.vector(name, outFeatures, () => [slice])
   }
 
-  /** Column-parallel matrices of a rank's experts: [experts · paddedRows, inFeatures]. */
+  /** Column-parallel matrices of a rank's experts: [slots · paddedRows, inFeatures]. */
   expertColumns(name: string, matrices: ExpertMatrices, inFeatures: number): WeightPlan {
-    const { linears, share, paddedRows } = matrices
+    const { linears, slots, paddedRows } = matrices
     const tensors = linears.flat().map(({ tensor }) => tensor)
-    const rows = share(0).perRank * paddedRows
+    const rows = slots(0).length * paddedRows
     return this.matrix(
       name,
       [rows, inFeatures],
       tensors,
       perRank((rank) => {
-        const { width } = share(rank)
+        const width = matrices.width(rank)
         return localExperts(matrices, rank).flatMap(({ projections, destRow }) =>
           projections.map((linear, index) => ({
             tensor: linear.tensor,
@@ -171,17 +175,16 @@ export class WeightPlanner {
     )
   }
 
-  /** Row-parallel matrices of a rank's experts: [experts · paddedRows, columns of a rank]. */
+  /** Row-parallel matrices of a rank's experts: [slots · paddedRows, columns of a rank]. */
   expertRows(name: string, matrices: ExpertMatrices, outFeatures: number): WeightPlan {
-    const { linears, share, paddedRows } = matrices
+    const { linears, slots, paddedRows } = matrices
     const tensors = linears.flat().map(({ tensor }) => tensor)
-    const { perRank: experts, width } = share(0)
     return this.matrix(
       name,
-      [experts * paddedRows, width.padded],
+      [slots(0).length * paddedRows, matrices.width(0).padded],
       tensors,
       perRank((rank) => {
-        const { width } = share(rank)
+        const width = matrices.width(rank)
         return localExperts(matrices, rank).flatMap(({ projections, destRow }) =>
           projections.map((linear) => ({
             tensor: linear.tensor,
@@ -230,11 +233,10 @@ export class WeightPlanner {
 }
 
 /** A rank's experts with the rows where each begins. */
-function localExperts({ linears, share, paddedRows }: ExpertMatrices, rank: number) {
-  const { first, count } = share(rank)
-  return linears
-    .slice(first, first + count)
-    .map((projections, local) => ({ projections, destRow: local * paddedRows }))
+function localExperts({ linears, slots, paddedRows }: ExpertMatrices, rank: number) {
+  return slots(rank).flatMap((expert, slot) =>
+    expert === EMPTY ? [] : [{ projections: linears[expert]!, destRow: slot * paddedRows }],
+  )
 }
 
 function sumOfPadded(projections: readonly SplitProjection[]): number {

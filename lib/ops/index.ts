@@ -16,6 +16,7 @@ import { logitsOp } from './logits.ts'
 import { matmulOp } from './matmul.ts'
 import { moeCombineOp } from './moe-combine.ts'
 import { moeDispatchOp } from './moe-dispatch.ts'
+import { moePlaceOp } from './moe-place.ts'
 import { moeRouteOp } from './moe-route.ts'
 import { reduceScatterOp } from './reduce-scatter.ts'
 import { rmsNormOp } from './rms-norm.ts'
@@ -44,6 +45,7 @@ export const OPS: readonly OpSpec[] = [
   reduceScatterOp,
   allReduceRmsNormOp,
   moeRouteOp,
+  moePlaceOp,
   moeDispatchOp,
   groupedMatmulOp,
   groupedGluOp,

@@ -60,28 +60,3 @@ export function headShare(heads: number, kvHeads: number, tp: number, rank: numb
     kvHeads: Math.max(1, kvHeads / tp),
   }
 }
-
-/** What a rank holds of a layer's experts. */
-export interface ExpertShare {
-  readonly first: number
-  readonly count: number
-  /** Room for experts on every rank; the last ranks may hold less. */
-  readonly perRank: number
-  /** Of each of them: the columns of its intermediate width. */
-  readonly width: Share
-}
-
-/**
- * Experts over `ep` groups of neighbouring ranks; the ranks of one group split the width of each.
- * Needs ep to divide world.
- */
-export function expertShare(
-  experts: number,
-  width: number,
-  { world, ep, rank }: { readonly world: number; readonly ep: number; readonly rank: number },
-): ExpertShare {
-  const slices = world / ep
-  const perRank = Math.ceil(experts / ep)
-  const { start, count } = blockShare(experts, perRank, Math.floor(rank / slices))
-  return { first: start, count, perRank, width: widthShare(width, slices, rank % slices) }
-}

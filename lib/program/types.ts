@@ -74,6 +74,19 @@ export interface ProgramOp {
   readonly waits: readonly number[]
 }
 
+/** Routed experts whose places a step may change: expert tables and copies of their weights. */
+export interface ExpertLimits {
+  /** Layers with experts. */
+  readonly tables: number
+  readonly count: number
+  /** Of all positions together, equally many each. */
+  readonly slots: number
+  /** Ranks, or groups of ranks, that the experts are spread over. */
+  readonly positions: number
+  /** Of a token. */
+  readonly choices: number
+}
+
 /** The most a step may ask for; `prepare` and memory planning rely on them. */
 export interface ProgramLimits {
   readonly maxTokens: number
@@ -89,6 +102,8 @@ export interface ProgramLimits {
   readonly numSlots: number
   /** KV blocks on the host that steps may copy to and from. Default 0. */
   readonly numHostBlocks?: number
+  /** Absent: experts stay where they are loaded. */
+  readonly experts?: ExpertLimits
 }
 
 export interface Program {

@@ -12,6 +12,7 @@ import { hasParts, maxBytes } from './shapes.ts'
 import {
   type AttrValue,
   DTYPE_BYTES,
+  type ExpertLimits,
   LANES,
   type Program,
   type ProgramBuffer,
@@ -67,9 +68,19 @@ function validateLimits(limits: ProgramLimits): void {
   const mostOnHost = limits.numBlocks > 0 ? 2 ** 30 : 0
   requireInteger(limits.numHostBlocks ?? 0, 'numHostBlocks', 0, mostOnHost)
   requireInteger(limits.maxBlocksPerSeq, 'maxBlocksPerSeq', 0, 2 ** 30)
+  if (limits.experts !== undefined) validateExperts(limits.experts)
   // KV slots and positions are int32 words of a step.
   const blocks = Math.max(limits.numBlocks, limits.maxBlocksPerSeq)
   requireInteger(blocks * limits.blockSize, 'KV slots', 0, 2 ** 31 - 1)
+}
+
+function validateExperts({ tables, count, slots, positions, choices }: ExpertLimits): void {
+  requireInteger(tables, 'experts.tables', 1, 1024)
+  requireInteger(count, 'experts.count', 1, 1024)
+  requireInteger(positions, 'experts.positions', 1, 64)
+  requireInteger(slots, 'experts.slots', positions * Math.ceil(count / positions), 1024)
+  requireInteger(choices, 'experts.choices', 1, count)
+  if (slots % positions !== 0) throw fail(`${slots} slots of ${positions} positions`)
 }
 
 function validateBuffer(program: Program, buffer: ProgramBuffer): void {

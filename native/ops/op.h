@@ -17,6 +17,7 @@
 #include "cpu/isa.h"
 #include "cpu/scratch.h"
 #include "cpu/thread_pool.h"
+#include "ops/expert_tables.h"
 #include "ops/slot_table.h"
 #include "program/program.h"
 #include "program/step.h"
@@ -34,6 +35,7 @@ struct HostRank {
   HostComm* comm = nullptr;
   Scratch* scratch = nullptr;
   SlotTable* slots = nullptr;
+  ExpertTables* experts = nullptr;
   StepResult* result = nullptr;  // set on the first rank of each group, null on the others
 
   int group() const { return rank / tp; }

@@ -20,6 +20,7 @@ HostKernel prepare_all_reduce(const OpInstance& instance);
 HostKernel prepare_reduce_scatter(const OpInstance& instance);
 HostKernel prepare_all_reduce_rms_norm(const OpInstance& instance);
 HostKernel prepare_moe_route(const OpInstance& instance);
+HostKernel prepare_moe_place(const OpInstance& instance);
 HostKernel prepare_moe_dispatch(const OpInstance& instance);
 HostKernel prepare_grouped_matmul(const OpInstance& instance);
 HostKernel prepare_grouped_glu(const OpInstance& instance);
@@ -99,6 +100,12 @@ std::span<const OpDef> op_table() {
         {"group_score", "string?"}},
        false,
        prepare_moe_route},
+      {"moe_place",
+       {"ids", "gate_up", "down", "gate_up_bias?", "down_bias?"},
+       {"slots"},
+       {{"table", "number"}},
+       false,
+       prepare_moe_place},
       {"moe_dispatch",
        {"x", "ids"},
        {"hidden", "rx_ids", "counts", "rows", "grouped", "offsets"},

@@ -39,6 +39,25 @@ T parse_name(const Json& json, const char* what,
   fail(ErrorCode::kProgram, "unknown %s '%.64s'", what, text.c_str());
 }
 
+ExpertLimits parse_expert_limits(const Json& json) {
+  const auto get = [&](const char* name, int64_t low, int64_t high) {
+    return parse_range(json.at(name), name, low, high);
+  };
+  constexpr int64_t kMost = 1024;  // experts, slots, and layers
+  ExpertLimits limits;
+  limits.tables = get("tables", 1, kMost);
+  limits.count = get("count", 1, kMost);
+  limits.positions = get("positions", 1, kMaxWorld);
+  limits.slots = get("slots", limits.count, kMost);
+  limits.choices = get("choices", 1, limits.count);
+  const int64_t homes = (limits.count + limits.positions - 1) / limits.positions;
+  if (limits.slots % limits.positions != 0 || limits.slots / limits.positions < homes)
+    fail(ErrorCode::kProgram, "%lld experts do not fit %lld slots of %lld positions",
+         static_cast<long long>(limits.count), static_cast<long long>(limits.slots),
+         static_cast<long long>(limits.positions));
+  return limits;
+}
+
 Limits parse_limits(const Json& json) {
   const auto get = [&](const char* name, int64_t low, int64_t high) {
     return parse_range(json.at(name), name, low, high);
@@ -54,6 +73,7 @@ Limits parse_limits(const Json& json) {
   limits.num_slots = get("numSlots", 0, 1 << 16);
   if (const Json* host = json.find("numHostBlocks"))
     limits.num_host_blocks = parse_range(*host, "numHostBlocks", 0, 1 << 30);
+  if (const Json* experts = json.find("experts")) limits.experts = parse_expert_limits(*experts);
   if (limits.num_host_blocks > 0 && limits.num_blocks == 0)
     fail(ErrorCode::kProgram, "numHostBlocks without a KV cache");
   if (limits.num_blocks > 0 && limits.block_size == 0)

@@ -60,6 +60,18 @@ struct OpDesc {
   int part() const;
 };
 
+// Routed experts whose places a step may change: `tables` layers (0: none) of `count` experts in
+// `slots` slots, the same number for each of the `positions` that the experts are spread over.
+struct ExpertLimits {
+  int64_t tables = 0;
+  int64_t count = 0;
+  int64_t slots = 0;
+  int64_t positions = 1;
+  int64_t choices = 0;  // of a token
+
+  bool operator==(const ExpertLimits&) const = default;
+};
+
 struct Limits {
   int64_t max_tokens = 0;
   int64_t max_rows = 0;
@@ -70,6 +82,7 @@ struct Limits {
   int64_t vocab_size = 0;
   int64_t num_slots = 0;
   int64_t num_host_blocks = 0;  // KV blocks on the host that steps may copy to and from
+  ExpertLimits experts;
 };
 
 struct Program {

@@ -24,6 +24,10 @@ std::vector<int32_t> encode_result(const Step& step, const StepResult& result) {
     sections.push_back({ResultSection::kLogprobs, index, logprobs});
     if (!group.top_logprobs.empty())
       sections.push_back({ResultSection::kTopLogprobs, index, group.top_logprobs});
+    if (!group.expert_counts.empty())
+      sections.push_back({ResultSection::kExpertCounts, index, group.expert_counts});
+    if (!group.expert_choices.empty())
+      sections.push_back({ResultSection::kExpertChoices, index, group.expert_choices});
     if (!group.logits.empty()) sections.push_back({ResultSection::kLogits, index, group.logits});
   }
   sections.push_back({ResultSection::kTimings, 0, timings});

@@ -17,7 +17,7 @@ namespace nanoweave {
 
 namespace {
 
-constexpr int kNumSectionKinds = 15;
+constexpr int kNumSectionKinds = 17;
 constexpr std::array<const char*, kNumSectionKinds + 1> kSectionNames = {"",
                                                                          "partBounds",
                                                                          "tokens",
@@ -33,7 +33,9 @@ constexpr std::array<const char*, kNumSectionKinds + 1> kSectionNames = {"",
                                                                          "blockCopies",
                                                                          "swapOut",
                                                                          "swapIn",
-                                                                         "allowedTokens"};
+                                                                         "allowedTokens",
+                                                                         "expertTables",
+                                                                         "expertCopies"};
 constexpr int kMaxTopLogprobs = 20;
 constexpr int64_t kMaxLogitsWords = int64_t{1} << 28;  // of one step's result: 1 GiB
 constexpr int32_t kEmptyBounds[5] = {0, 0, 0, 0, 0};
@@ -61,10 +63,54 @@ class GroupParser {
     step_.swap_out = parse_swaps(StepSection::kSwapOut, 1);
     step_.swap_in = parse_swaps(StepSection::kSwapIn, 0);
     parse_allowed_tokens();
+    if (group_ != 0) refuse_experts();
     return step_;
   }
 
+  // Group 0 only: what the sections say is for all ranks.
+  Words parse_expert_tables() const {
+    constexpr StepSection kind = StepSection::kExpertTables;
+    const Words words = section(kind);
+    if (words.empty()) return words;
+    if (limits_.experts.tables == 0) refuse(kind, 0, "the program has no expert tables", words[0]);
+    const int64_t entry = limits_.experts.count * kExpertWays + 1;
+    const auto count = (static_cast<int64_t>(words.size()) - 1) / entry;
+    require_length(kind, 1 + count * entry);
+    for (int64_t at = 1; at < 1 + count * entry; at += entry) {
+      require_range(kind, at, 0, limits_.experts.tables);
+      for (int64_t i = 1; i < entry; ++i) require_range(kind, at + i, 0, limits_.experts.slots);
+    }
+    return words;
+  }
+
+  Words parse_expert_copies() const {
+    constexpr StepSection kind = StepSection::kExpertCopies;
+    const Words words = section(kind);
+    const auto copies = static_cast<int64_t>(words.size()) / 3;
+    require_length(kind, copies * 3);
+    const int64_t slots = limits_.experts.slots;
+    std::unordered_set<int64_t> destinations;
+    for (int64_t at = 0; at < copies * 3; at += 3) {
+      require_range(kind, at, 0, limits_.experts.tables);
+      require_range(kind, at + 1, 0, slots);
+      require_range(kind, at + 2, 0, slots);
+      if (!destinations.insert(words[at] * slots + words[at + 2]).second)
+        refuse(kind, at + 2, "a slot is the destination of two copies", words[at + 2]);
+    }
+    for (int64_t at = 0; at < copies * 3; at += 3)
+      if (destinations.contains(words[at] * slots + words[at + 1]))
+        refuse(kind, at + 1, "a copied slot is a destination too", words[at + 1]);
+    return words;
+  }
+
  private:
+  void refuse_experts() const {
+    for (const auto kind : {StepSection::kExpertTables, StepSection::kExpertCopies})
+      if (!section(kind).empty())
+        refuse(kind, 0, "expert sections stand in group 0",
+               static_cast<int64_t>(section(kind).size()));
+  }
+
   Words section(StepSection kind) const { return sections_[static_cast<size_t>(kind)]; }
 
   [[noreturn]] void refuse(StepSection kind, int64_t index, const char* why, int64_t value) const {
@@ -354,7 +400,10 @@ std::unique_ptr<Step> parse_step(const Program& program, std::span<const int32_t
   step->id = owned[1];
   step->flags = owned[2];
   step->bucket = owned[3];
-  if (step->flags != 0) fail(ErrorCode::kStep, "unknown step flags %#x", step->flags);
+  const int32_t known_flags =
+      program.limits.experts.tables > 0 ? kStepExpertCounts | kStepExpertChoices : 0;
+  if ((step->flags & ~known_flags) != 0)
+    fail(ErrorCode::kStep, "unknown step flags %#x", step->flags);
 
   const int num_groups = program.world / program.tp;
   const int64_t num_sections = owned[4];
@@ -382,8 +431,14 @@ std::unique_ptr<Step> parse_step(const Program& program, std::span<const int32_t
            static_cast<long long>(group));
     groups[group][kind] = owned.subspan(offset, length);
   }
-  for (int group = 0; group < num_groups; ++group)
-    step->groups.push_back(GroupParser(program, group, groups[group]).parse());
+  for (int group = 0; group < num_groups; ++group) {
+    GroupParser parser(program, group, groups[group]);
+    step->groups.push_back(parser.parse());
+    step->groups.back().returns_expert_choices = (step->flags & kStepExpertChoices) != 0;
+    if (group > 0) continue;
+    step->expert_tables = parser.parse_expert_tables();
+    step->expert_copies = parser.parse_expert_copies();
+  }
   return step;
 }
 

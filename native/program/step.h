@@ -33,6 +33,8 @@ enum class StepSection : int32_t {
   kSwapOut = 13,
   kSwapIn = 14,
   kAllowedTokens = 15,
+  kExpertTables = 16,
+  kExpertCopies = 17,
 };
 
 enum class ResultSection : int32_t {
@@ -41,7 +43,15 @@ enum class ResultSection : int32_t {
   kTopLogprobs = 3,
   kLogits = 4,
   kTimings = 5,
+  kExpertCounts = 6,
+  kExpertChoices = 7,
 };
+
+// Flags of a step.
+inline constexpr int32_t kStepExpertCounts = 1;
+inline constexpr int32_t kStepExpertChoices = 2;
+
+inline constexpr int32_t kExpertWays = 32;  // slots of an expert in an expert table
 
 inline constexpr int32_t kRowSample = 1;
 inline constexpr int32_t kRowLogits = 2;
@@ -83,6 +93,8 @@ struct GroupStep {
   // vocabulary, or 0: every token may come again.
   std::span<const int32_t> allowed_tokens;
 
+  bool returns_expert_choices = false;  // a flag of the step
+
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t num_seqs() const { return static_cast<int64_t>(seq_lens.size()); }
 };
@@ -93,6 +105,13 @@ struct Step {
   int32_t flags = 0;
   int32_t bucket = 0;
   std::vector<GroupStep> groups;  // [world / tp]
+
+  // Of all ranks; they stand in group 0. {hash, (table, [experts, kExpertWays] slots)…}: hash is
+  // that of all tables afterwards.
+  std::span<const int32_t> expert_tables;
+  // [n, 3] {table, source slot, destination slot}: the weights of experts are copied before the
+  // tables change. A destination stands once, and is no source.
+  std::span<const int32_t> expert_copies;
 };
 
 // ERR_STEP names the section and index that is out of bounds.
@@ -101,10 +120,12 @@ std::unique_ptr<Step> parse_step(const Program& program, std::span<const int32_t
 // What the sample op writes on the first rank of each group; encoded into the result envelope.
 struct StepResult {
   struct Group {
-    std::vector<int32_t> sampled;       // [R], -1: did not sample
-    std::vector<float> logprobs;        // [R], NaN: not asked
-    std::vector<int32_t> top_logprobs;  // encoded as in RESULT_SECTION.topLogprobs
-    std::vector<int32_t> logits;        // encoded as in RESULT_SECTION.logits
+    std::vector<int32_t> sampled;         // [R], -1: did not sample
+    std::vector<float> logprobs;          // [R], NaN: not asked
+    std::vector<int32_t> top_logprobs;    // encoded as in RESULT_SECTION.topLogprobs
+    std::vector<int32_t> logits;          // encoded as in RESULT_SECTION.logits
+    std::vector<int32_t> expert_counts;   // [tables, experts], when asked
+    std::vector<int32_t> expert_choices;  // [tables, T, choices], when asked
   };
   std::vector<Group> groups;
   int32_t queue_us = 0;

@@ -43,7 +43,8 @@ CpuBackend::CpuBackend(const RuntimeConfig& config)
                    .pool = &worker.pool,
                    .comm = comm_.get(),
                    .scratch = &worker.scratch,
-                   .slots = &worker.slots};
+                   .slots = &worker.slots,
+                   .experts = &worker.experts};
   }
   try {
     for (auto& worker : workers_)
@@ -89,6 +90,7 @@ int CpuBackend::load_program(Program program) {
   std::shared_ptr<const LoadedProgram> loaded =
       bind_program(std::move(program), store_, heap_bases_);
   programs_.reserve(programs_.size() + 1);
+  create_expert_tables(loaded->program.limits.experts);
   for (auto& worker : workers_) {  // slots outlive programs: a sequence may change program
     if (num_slots <= worker->num_slots) continue;
     SlotTable grown(num_slots);
@@ -99,6 +101,14 @@ int CpuBackend::load_program(Program program) {
   }
   programs_.push_back(std::move(loaded));
   return static_cast<int>(programs_.size()) - 1;
+}
+
+// Tables outlive programs too; ERR_PROGRAM for other tables than those there are.
+void CpuBackend::create_expert_tables(const ExpertLimits& limits) {
+  if (limits.tables == 0 || workers_[0]->experts.limits() == limits) return;
+  if (workers_[0]->experts.limits().tables > 0)
+    fail(ErrorCode::kProgram, "the programs of one runtime must have the same expert tables");
+  for (auto& worker : workers_) worker->experts = ExpertTables(limits);
 }
 
 const Program& CpuBackend::program(int id) const {

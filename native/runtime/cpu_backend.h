@@ -44,6 +44,7 @@ class CpuBackend : public Backend {
     ThreadPool pool;
     Scratch scratch;
     SlotTable slots;
+    ExpertTables experts;
     int64_t num_slots = 0;
     HostRank rank;
 
@@ -64,6 +65,7 @@ class CpuBackend : public Backend {
   QueuedStep next_step(Worker& worker);  // null: stop
   void run_step(Worker& worker, const LoadedProgram& program, StepRun& run);
   void stop_workers();
+  void create_expert_tables(const ExpertLimits& limits);
   ArenaBytes find_arena(int program_id, const std::string& buffer, int rank) const;
 
   const RuntimeConfig config_;

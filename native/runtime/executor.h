@@ -38,7 +38,8 @@ struct BoundOp {
 struct BoundRank {
   std::vector<BoundOp> ops;
   std::vector<BoundOperand> operands;
-  std::vector<const StoredBuffer*> kv;  // KV buffers of the program
+  std::vector<const StoredBuffer*> kv;                           // KV buffers of the program
+  std::vector<std::vector<const StoredBuffer*>> expert_weights;  // by expert table
 };
 
 struct LoadedProgram {
