@@ -17,6 +17,7 @@ export const allReduceRmsNormOp: OpSpec = {
   inPlace: { 1: 1 },
   check(op) {
     checkAddRmsNorm(op)
+    op.alike(op.input(0), op.output(0))
     checkForm(op)
   },
 }

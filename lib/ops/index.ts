@@ -3,6 +3,8 @@
 import { EngineError } from '../errors.ts'
 import { addRmsNormOp } from './add-rms-norm.ts'
 import { allGatherOp } from './all-gather.ts'
+import { allGatherMatmulOp } from './all-gather-matmul.ts'
+import { allGatherRowsOp } from './all-gather-rows.ts'
 import { allReduceOp } from './all-reduce.ts'
 import { allReduceRmsNormOp } from './all-reduce-rms-norm.ts'
 import { attentionOp } from './attention.ts'
@@ -14,6 +16,8 @@ import { groupedGluOp } from './grouped-glu.ts'
 import { groupedMatmulOp } from './grouped-matmul.ts'
 import { logitsOp } from './logits.ts'
 import { matmulOp } from './matmul.ts'
+import { matmulAllReduceOp } from './matmul-all-reduce.ts'
+import { matmulReduceScatterOp } from './matmul-reduce-scatter.ts'
 import { moeCombineOp } from './moe-combine.ts'
 import { moeDispatchOp } from './moe-dispatch.ts'
 import { moePlaceOp } from './moe-place.ts'
@@ -44,6 +48,10 @@ export const OPS: readonly OpSpec[] = [
   allReduceOp,
   reduceScatterOp,
   allReduceRmsNormOp,
+  allGatherRowsOp,
+  matmulAllReduceOp,
+  matmulReduceScatterOp,
+  allGatherMatmulOp,
   moeRouteOp,
   moePlaceOp,
   moeDispatchOp,

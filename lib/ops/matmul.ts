@@ -1,6 +1,7 @@
 /** matmul: y = x·Wᵀ + bias, [T, N]. bias_on rank0: a row-parallel bias, added by one rank only. */
 
-import { definedAttrs, type OpDraft, type OpSpec } from './spec.ts'
+import type { ProgramBuffer } from '../program/types.ts'
+import { definedAttrs, type OpDraft, type OpOperands, type OpSpec } from './spec.ts'
 
 /** `auto` takes what is fastest for a shape; `cublaslt` is CUDA's alone. */
 export const MATMUL_IMPLEMENTATIONS = ['auto', 'own', 'cublaslt'] as const
@@ -17,21 +18,24 @@ export const matmulOp: OpSpec = {
   attrs: { bias_on: 'string?', implementation: 'string?' },
   collective: false,
   lane: 'compute',
-  check(op) {
-    const [x, y] = [op.input(0), op.output(0)]
-    const depth = op.activation(x)
-    const width = op.activation(y)
-    op.sameRows(x, y)
-    op.weightMatrix(op.input(1), width, depth)
-    op.weightVector(op.optionalInput(2), width)
-    const on = op.op.attrs.bias_on
-    op.require(on === undefined || on === 'all' || on === 'rank0', `bias_on is ${on}`)
-    const by = op.op.attrs.implementation ?? 'auto'
-    op.require(
-      (MATMUL_IMPLEMENTATIONS as readonly unknown[]).includes(by),
-      `implementation is ${by}, not one of ${MATMUL_IMPLEMENTATIONS.join(', ')}`,
-    )
-  },
+  check: (op) => checkMatmul(op, op.output(0)),
+}
+
+/** Operands (x, weight, bias?) of a matmul whose product is `y`. */
+export function checkMatmul(op: OpOperands, y: ProgramBuffer): void {
+  const x = op.input(0)
+  const depth = op.activation(x)
+  const width = op.activation(y)
+  op.sameRows(x, y)
+  op.weightMatrix(op.input(1), width, depth)
+  op.weightVector(op.optionalInput(2), width)
+  const on = op.op.attrs.bias_on
+  op.require(on === undefined || on === 'all' || on === 'rank0', `bias_on is ${on}`)
+  const by = op.op.attrs.implementation ?? 'auto'
+  op.require(
+    (MATMUL_IMPLEMENTATIONS as readonly unknown[]).includes(by),
+    `implementation is ${by}, not one of ${MATMUL_IMPLEMENTATIONS.join(', ')}`,
+  )
 }
 
 export function matmul(

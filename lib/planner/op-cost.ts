@@ -10,10 +10,12 @@ import type { Hardware } from './hardware.ts'
 import {
   groupedMatmulBytes,
   groupedMatmulSeconds,
+  type MatmulShape,
   matmulBytes,
   matmulSeconds,
 } from './matmul-cost.ts'
-import { collectiveSeconds } from './network-cost.ts'
+import { type Collective, collectiveSeconds } from './network-cost.ts'
+import { overlappedSeconds, USUAL_NETWORK_SHARE } from './overlap-cost.ts'
 import { attentionWork, type StepShape } from './step-shape.ts'
 
 export interface OpCost {
@@ -29,6 +31,8 @@ export interface OpCost {
   readonly computeShare: number
   /** Matmuls: seconds with that many of the device's units, the others held by other lanes. */
   readonly secondsWith?: (units: number) => number
+  /** Kernels the host enqueues; one when absent. */
+  readonly launches?: number
 }
 
 /** An op with the rows it sees in a step. */
@@ -40,6 +44,8 @@ interface CostContext {
   /** Rows of the op's part. */
   readonly begin: number
   readonly end: number
+  /** Of the device, what a collective holds while it runs beside a matmul. */
+  readonly networkShare: number
 }
 
 type CostFunction = (context: CostContext) => OpCost
@@ -50,12 +56,14 @@ export function programCosts(
   program: Program,
   shape: StepShape,
   bounds: readonly number[],
+  networkShare = USUAL_NETWORK_SHARE,
 ): OpCost[] {
   const twins = twinsOf(program)
   const costs: OpCost[] = []
   program.ops.forEach((op, index) => {
     const twin = twins[index]!
-    costs.push(twin < index ? costs[twin]! : opCost(hardware, program, op, shape, bounds))
+    const known = twin < index ? costs[twin]! : undefined
+    costs.push(known ?? opCost(hardware, program, op, shape, bounds, networkShare))
   })
   return costs
 }
@@ -88,6 +96,7 @@ function opCost(
   op: ProgramOp,
   shape: StepShape,
   bounds: readonly number[],
+  networkShare: number,
 ): OpCost {
   const part = [...op.inputs, ...op.outputs].find((view) => view?.part !== undefined)?.part
   const begin = part === undefined ? 0 : bounds[part]!
@@ -97,7 +106,7 @@ function opCost(
     throw new EngineError('ERR_INTERNAL', `the cost of ${op.kind} is not known`, { op: op.label })
   }
   if (end === begin) return NOTHING
-  return cost({ hardware, program, op, shape, begin, end })
+  return cost({ hardware, program, op, shape, begin, end, networkShare })
 }
 
 const NOTHING: OpCost = { seconds: 0, flops: 0, bytes: 0, networkBytes: 0, computeShare: 0 }
@@ -153,17 +162,21 @@ const splitRopeCache: CostFunction = (context) =>
 const gatherRows: CostFunction = (context) =>
   memoryBound(context.hardware, 2 * seenBytes(context, bufferOf(context, 'outputs', 0)!))
 
-function matmulOf(context: CostContext): OpCost {
-  const { hardware } = context
+function matmulShapeOf(context: CostContext): MatmulShape {
   const x = bufferOf(context, 'inputs', 0)!
   const weight = bufferOf(context, 'inputs', 1)!
-  const shape = {
+  return {
     rows: rowsOf(context, x),
     cols: weight.shape[0] as number,
     depth: colsOf(weight),
     elementBytes: DTYPE_BYTES[x.dtype],
     weightBytes: DTYPE_BYTES[weight.dtype],
   }
+}
+
+function matmulOf(context: CostContext): OpCost {
+  const { hardware } = context
+  const shape = matmulShapeOf(context)
   const secondsWith = (units: number) =>
     hardware.launchSeconds + matmulSeconds(hardware, shape, units)
   return {
@@ -237,11 +250,7 @@ const attention: CostFunction = (context) => {
   }
 }
 
-function collectiveOf(
-  context: CostContext,
-  collective: 'all_reduce' | 'reduce_scatter' | 'all_gather',
-  buffer: ProgramBuffer,
-): OpCost {
+function collectiveOf(context: CostContext, collective: Collective, buffer: ProgramBuffer): OpCost {
   const { hardware, program } = context
   const bytes = seenBytes(context, buffer)
   const seconds = collectiveSeconds(hardware, collective, bytes, program.tp)
@@ -276,6 +285,51 @@ const allReduceRmsNorm: CostFunction = (context) => {
   }
 }
 
+/** A matmul and the collective over `buffer`, group of rows by group of rows. */
+function overlappedOf(context: CostContext, collective: Collective, buffer: ProgramBuffer): OpCost {
+  const { hardware, program, op, networkShare } = context
+  const ranks = program.tp
+  const alone = collectiveOf(context, collective, buffer)
+  const product = matmulOf(context)
+  const groups = op.attrs.groups as number
+  const overlap = {
+    matmul: matmulShapeOf(context),
+    groups,
+    collective,
+    rowBytes: colsOf(buffer) * DTYPE_BYTES[buffer.dtype],
+    ranks,
+    networkShare,
+  }
+  const secondsWith = (units: number) => overlappedSeconds(hardware, overlap, units)
+  return {
+    seconds: secondsWith(hardware.units),
+    secondsWith,
+    flops: product.flops,
+    bytes: product.bytes + alone.bytes,
+    networkBytes: alone.networkBytes,
+    computeShare: 1,
+    launches: 2 * groups,
+  }
+}
+
+/** The sum's own type travels to the other ranks: f32 where it is not rounded. */
+const matmulAllReduce: CostFunction = (context) =>
+  overlappedOf(context, 'all_reduce', bufferOf(context, 'outputs', 1)!)
+
+const matmulReduceScatter: CostFunction = (context) =>
+  overlappedOf(context, 'reduce_scatter', bufferOf(context, 'outputs', 0)!)
+
+const allGatherMatmul: CostFunction = (context) =>
+  overlappedOf(context, 'all_gather', bufferOf(context, 'outputs', 0)!)
+
+/** A rank's own rows, or all. */
+const addRmsNorm: CostFunction = (context) => {
+  const { hardware, op, program } = context
+  const whole = streaming(context)
+  const owned = op.attrs.owned_groups === undefined ? 1 : 1 / program.tp
+  return memoryBound(hardware, whole.bytes * owned)
+}
+
 /** Probabilities of every candidate are read a few times over. */
 const sample: CostFunction = (context) => {
   const logits = seenBytes(context, bufferOf(context, 'inputs', 0)!)
@@ -288,7 +342,7 @@ const COSTS: Readonly<Record<string, CostFunction | undefined>> = {
   embed,
   rope_table: streaming,
   rms_norm: streaming,
-  add_rms_norm: streaming,
+  add_rms_norm: addRmsNorm,
   matmul: matmulOf,
   split_rope_cache: splitRopeCache,
   attention,
@@ -301,6 +355,10 @@ const COSTS: Readonly<Record<string, CostFunction | undefined>> = {
   all_reduce: allReduce,
   reduce_scatter: reduceScatter,
   all_reduce_rms_norm: allReduceRmsNorm,
+  all_gather_rows: allGather,
+  matmul_all_reduce: matmulAllReduce,
+  matmul_reduce_scatter: matmulReduceScatter,
+  all_gather_matmul: allGatherMatmul,
   copy: streaming,
   stall: nothing,
   moe_route: matmulOf,

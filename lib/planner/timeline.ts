@@ -52,7 +52,7 @@ export function predictTimeline(
   bounds: readonly number[],
   shares: LaneShares,
 ): Timeline {
-  const costs = programCosts(hardware, program, shape, bounds)
+  const costs = programCosts(hardware, program, shape, bounds, shares.network)
   const run = runLanes(hardware, program, costs, shares)
   const critical = criticalOps(run)
   const busySeconds = { compute: 0, memory: 0, network: 0 }
@@ -72,7 +72,7 @@ export function predictTimeline(
       isCritical: critical.has(index),
     }
   })
-  return { seconds: Math.max(run.seconds, hostSeconds(hardware, program)), ops, busySeconds }
+  return { seconds: Math.max(run.seconds, hostSeconds(hardware, costs)), ops, busySeconds }
 }
 
 /** Seconds of a step of the whole model; `layered` has its schedule's passes behind it. */
@@ -84,16 +84,16 @@ export function predictSeconds(
   shares: LaneShares,
 ): number {
   const secondsOf = (program: Program) => {
-    const costs = programCosts(hardware, program, shape, bounds)
+    const costs = programCosts(hardware, program, shape, bounds, shares.network)
     const { seconds } = runLanes(hardware, program, costs, shares)
-    return Math.max(seconds, hostSeconds(hardware, program))
+    return Math.max(seconds, hostSeconds(hardware, costs))
   }
   return extrapolate(layered, secondsOf(layered.short), secondsOf(layered.long))
 }
 
-/** Until the host has enqueued every op. */
-function hostSeconds({ hostSecondsPerOp }: Hardware, { ops }: Program): number {
-  return hostSecondsPerOp * ops.length
+/** Until the host has enqueued every kernel. */
+function hostSeconds({ hostSecondsPerOp }: Hardware, costs: readonly OpCost[]): number {
+  return hostSecondsPerOp * costs.reduce((sum, { launches = 1 }) => sum + launches, 0)
 }
 
 interface LaneRun {

@@ -1,7 +1,7 @@
-// Barrier of rank threads. Each rank publishes a monotonic epoch and waits until every peer has
-// published it too. A rank that parks names the peer it waits for; that peer rings its bell.
-// The store of an epoch and the load of `waiting_for` (and the reverse on the waiter's side) are
-// sequentially consistent, so that one of the two always sees the other.
+// Barrier of rank threads, and flags of row groups. Each rank publishes a monotonic epoch and waits
+// until every peer has published it too. A rank that parks names the peer it waits for; that peer
+// rings its bell. The store of an epoch and the load of `waiting_for` (and the reverse on the
+// waiter's side) are sequentially consistent, so that one of the two always sees the other.
 #include "comm/host_comm.h"
 
 #include <utility>
@@ -28,8 +28,11 @@ HostComm::HostComm(std::vector<std::byte*> heaps, int64_t heap_bytes,
 HostComm::~HostComm() = default;
 
 void HostComm::start_epochs_at(uint32_t epoch) {
-  for (int rank = 0; rank < world(); ++rank)
+  for (int rank = 0; rank < world(); ++rank) {
     for (auto& word : words_[rank].epochs) word.store(epoch, std::memory_order_relaxed);
+    for (auto& slot : words_[rank].groups)
+      for (auto& word : slot) word.store(epoch, std::memory_order_relaxed);
+  }
 }
 
 void HostComm::barrier(int self, int first, int count, int phase, const std::string& op, int step) {
@@ -38,18 +41,42 @@ void HostComm::barrier(int self, int first, int count, int phase, const std::str
   std::atomic<uint32_t>& own = words_[self].epochs[span];
   const uint32_t epoch = own.load(std::memory_order_relaxed) + 1;  // this thread alone writes it
   own.store(epoch, std::memory_order_seq_cst);  // release: publishes what this rank wrote before
+  ring_those_waiting_for(self, first, count);
+  const Clock::time_point deadline = Clock::now() + timeout_;
+  for (int peer = first; peer < first + count; ++peer)
+    if (peer != self)
+      wait_for_peer(self, peer, words_[peer].epochs[span], epoch, deadline, phase, op, step);
+}
+
+uint32_t HostComm::publish_group(int self, int first, int count, int slot, int group) {
+  std::atomic<uint32_t>& own = words_[self].groups[slot][group];
+  const uint32_t epoch = own.load(std::memory_order_relaxed) + 1;  // this thread alone writes it
+  own.store(epoch, std::memory_order_seq_cst);  // release: publishes what this rank wrote before
+  ring_those_waiting_for(self, first, count);
+  return epoch;
+}
+
+bool HostComm::has_published(int peer, int slot, int group, uint32_t epoch) const {
+  // acquire: pairs with the peer's publishing store.
+  return epoch_reached(words_[peer].groups[slot][group].load(std::memory_order_acquire), epoch);
+}
+
+void HostComm::wait_for_group(int self, int peer, int slot, int group, uint32_t epoch,
+                              const std::string& op, int step) {
+  if (peer == self) return;
+  wait_for_peer(self, peer, words_[peer].groups[slot][group], epoch, Clock::now() + timeout_, group,
+                op, step);
+}
+
+void HostComm::ring_those_waiting_for(int self, int first, int count) {
   for (int peer = first; peer < first + count; ++peer)
     if (peer != self && words_[peer].waiting_for.load(std::memory_order_seq_cst) == self)
       ring(peer);
-  const Clock::time_point deadline = Clock::now() + timeout_;
-  for (int peer = first; peer < first + count; ++peer)
-    if (peer != self) wait_for_peer(self, peer, span, epoch, deadline, phase, op, step);
 }
 
-void HostComm::wait_for_peer(int self, int peer, Span span, uint32_t epoch,
-                             Clock::time_point deadline, int phase, const std::string& op,
-                             int step) {
-  const std::atomic<uint32_t>& theirs = words_[peer].epochs[span];
+void HostComm::wait_for_peer(int self, int peer, const std::atomic<uint32_t>& theirs,
+                             uint32_t epoch, Clock::time_point deadline, int phase,
+                             const std::string& op, int step) {
   // acquire: pairs with the peer's publishing store.
   if (epoch_reached(theirs.load(std::memory_order_acquire), epoch)) return;
   if (!oversubscribed_) {

@@ -22,10 +22,12 @@
 
 namespace nanoweave {
 
+inline constexpr int kGroupSlots = 4;  // overlapped matmuls in flight: one per nano-batch
+
 struct FaultRecord {
   int rank = -1;  // who noticed
   int peer = -1;  // whom it waited for
-  int phase = 0;  // barrier of the op: 0 entry, 1 after push, …
+  int phase = 0;  // barrier of the op: 0 entry, 1 after push, …; or a row group
   uint32_t epoch = 0;
   int step = -1;
   std::string op = {};      // label of the waiter's op
@@ -60,6 +62,17 @@ class HostComm {
   // whole world and of one fixed smaller group (its attention group); each kind has its own epochs.
   void barrier(int self, int first, int count, int phase, const std::string& op, int step);
 
+  // Flags of row groups (protocol.h), epochs per slot, group and source rank. A rank says that it
+  // has done its part of a group, and the peers of [first, first + count) that wait for it go on;
+  // what it wrote before is visible to those who saw the flag. Every rank runs the same ops, so the
+  // epoch it returns is the one that the peers publish for that group. A slot is used by one op at
+  // a time.
+  uint32_t publish_group(int self, int first, int count, int slot, int group);
+  bool has_published(int peer, int slot, int group, uint32_t epoch) const;
+  // Bounded, as barrier() is.
+  void wait_for_group(int self, int peer, int slot, int group, uint32_t epoch,
+                      const std::string& op, int step);
+
   // Marks the communicator failed, wakes all waiters. Thread-safe, first caller's record stays.
   void fault(FaultRecord record);
   // Sets where the epochs stand; before the first barrier only (tests of the wrap-around).
@@ -77,13 +90,16 @@ class HostComm {
   enum Span { kWorld, kGroup, kNumSpans };
   struct alignas(64) RankWords {
     std::atomic<uint32_t> epochs[kNumSpans] = {};  // barriers this rank has arrived at
-    std::atomic<int> waiting_for{-1};              // peer this rank is parked for
-    std::atomic<uint32_t> bell{0};                 // changes when the parked rank must look again
+    std::atomic<uint32_t> groups[kGroupSlots][kMaxRowGroups] = {};  // groups it has published
+    std::atomic<int> waiting_for{-1};                               // peer this rank is parked for
+    std::atomic<uint32_t> bell{0};  // changes when the parked rank must look again
   };
 
-  void wait_for_peer(int self, int peer, Span span, uint32_t epoch,
+  // Until `theirs`, a word of the peer, has reached `epoch`.
+  void wait_for_peer(int self, int peer, const std::atomic<uint32_t>& theirs, uint32_t epoch,
                      std::chrono::steady_clock::time_point deadline, int phase,
                      const std::string& op, int step);
+  void ring_those_waiting_for(int self, int first, int count);
   [[noreturn]] void throw_timeout(FaultRecord record);
   void ring(int rank);
 

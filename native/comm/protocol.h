@@ -28,6 +28,35 @@ NANOWEAVE_HD RowSpan owned_rows(int64_t count, int world, int rank) {
   return {count * rank / world, count * (rank + 1) / world};
 }
 
+// Matmuls that overlap with a collective work in groups of rows ("wave groups"): one is moved while
+// later ones are multiplied. Groups end at whole tiles where there are enough rows, and a rank owns
+// its share of every group, so that no rank waits for the last one to have something to do.
+inline constexpr int kMaxRowGroups = 8;
+inline constexpr int64_t kGroupTile = 128;  // rows
+
+NANOWEAVE_HD RowSpan group_rows(int64_t count, int groups, int group) {
+  const int64_t unit = count >= groups * kGroupTile ? kGroupTile : 1;
+  const RowSpan units = owned_rows((count + unit - 1) / unit, groups, group);
+  const int64_t end = units.end * unit;
+  return {units.begin * unit, end < count ? end : count};
+}
+
+// Rows of a group that `rank` of `world` owns. One group: as owned_rows().
+NANOWEAVE_HD RowSpan owned_group_rows(int64_t count, int groups, int group, int world, int rank) {
+  const RowSpan rows = group_rows(count, groups, group);
+  const RowSpan own = owned_rows(rows.end - rows.begin, world, rank);
+  return {rows.begin + own.begin, rows.begin + own.end};
+}
+
+// Whether `rank` owns a row of `count` that come in `groups`.
+NANOWEAVE_HD bool owns_row(int64_t count, int groups, int world, int rank, int64_t row) {
+  for (int group = 0; group < groups; ++group) {
+    const RowSpan own = owned_group_rows(count, groups, group, world, rank);
+    if (row >= own.begin && row < own.end) return true;
+  }
+  return false;
+}
+
 // Residual rows are sharded from 8 rows per rank on (kernels.md §2). Only a function of what
 // all ranks know, and constant over a step, so the residual of a row stays where it is.
 inline constexpr int64_t kNever = INT64_MAX;

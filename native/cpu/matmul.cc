@@ -190,7 +190,8 @@ void run_item(const MatmulKernel& kernel, const MatmulArgs& args, const Plan& pl
 const MatmulKernel& choose_kernel(const MatmulArgs& args, CpuIsa isa) {
   const MatmulKernel* kernel = nullptr;
   const bool pairs = args.x.dtype == DType::kBf16 && args.w_dtype == DType::kBf16;
-  if (pairs && isa >= CpuIsa::kAmx && args.x.rows >= kAmxRows && !args.deterministic)
+  const int64_t rows = std::max(args.x.rows, args.whole_rows);
+  if (pairs && isa >= CpuIsa::kAmx && rows >= kAmxRows && !args.deterministic)
     kernel = amx_kernel();
   if (!kernel && pairs && isa >= CpuIsa::kAvx512Bf16) kernel = avx512_bf16_kernel();
   if (!kernel && isa >= CpuIsa::kAvx512) kernel = avx512_kernel(args.w_dtype);

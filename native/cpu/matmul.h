@@ -46,6 +46,9 @@ struct MatmulArgs {
   Tensor y;                     // [M, N] f32, bf16 or f16
   float softcap = 0;            // > 0: y = softcap · tanh(y / softcap)
   bool deterministic = false;
+  // Rows of the matmul that x is a part of; 0: x is all of it. The kernel is chosen by them, so
+  // that parts have the bits of the whole.
+  int64_t whole_rows = 0;
 };
 
 // Runs on the calling rank's pool. `scratch` belongs to the rank and grows as needed.

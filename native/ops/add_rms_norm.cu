@@ -96,6 +96,8 @@ CudaKernel prepare_cuda_add_rms_norm(const OpInstance& op, const CudaPlan&) {
   const auto hidden = static_cast<int32_t>(y.cols());
   op.require(hidden <= kMaxNormCols, "rows of more than %lld columns on CUDA",
              static_cast<long long>(kMaxNormCols));
+  op.require(!op.has("owned_groups"), "owned_groups is the CPU's alone");
+  op.require(op.input(0)->dtype == y.dtype, "sums of another type than y are the CPU's alone");
   AddRmsNorm norm{};
   norm.dtype = y.dtype;
   norm.hidden = hidden;

@@ -2,7 +2,6 @@
 // rank sums every row; with many a rank sums the rows it owns and stores them to all.
 #include "ops/op.h"
 #include "ops/reduce.h"
-#include "ops/rows.h"
 
 namespace nanoweave {
 
@@ -23,21 +22,11 @@ HostKernel prepare_all_reduce(const OpInstance& op) {
     const Tensor& y = run.out[0];
     if (x.rows == 0) return;
     const HostRank& rank = run.rank;
-    const VectorKernels& kernels = vector_kernels(rank.isa);
     const bool two_shot = x.rows >= two_shot_from;
     const RowSpan rows =
         two_shot ? owned_rows(x.rows, rank.tp, rank.tp_rank()) : RowSpan{0, x.rows};
-    const ThreadFloats scratch(rank, x.cols);
     run.group_barrier(0);
-    const GroupSum sum(run, x);
-    for_row_chunks(rank, rows.end - rows.begin, x.cols * rank.tp,
-                   [&](int64_t begin, int64_t end, int thread) {
-                     float* total = scratch.of(thread);
-                     for (int64_t r = rows.begin + begin; r < rows.begin + end; ++r) {
-                       sum.row(r, total);
-                       store_row(run, kernels, total, y, r, two_shot);
-                     }
-                   });
+    sum_rows(run, x, y, rows, two_shot);
     run.group_barrier(1);
   };
 }

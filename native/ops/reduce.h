@@ -8,10 +8,22 @@
 
 #include "cpu/vector_kernels.h"
 #include "ops/op.h"
+#include "ops/rows.h"
 
 namespace nanoweave {
 
 inline constexpr int kMaxGroupRanks = 64;
+
+// `y` can hold the sums over the group of `partial`: alike, or f32.
+inline void require_sum(const OpInstance& op, const BufferDesc& partial, const BufferDesc& y) {
+  op.require(partial.name != y.name, "partial and y must differ");
+  op.require_activation(partial, -1);
+  op.require_activation(y, partial.cols());
+  op.require(y.dtype == DType::kF32 || y.dtype == partial.dtype,
+             "buffer %s is %s, sums are f32 or what buffer %s is", y.name.c_str(),
+             dtype_name(y.dtype), partial.name.c_str());
+  op.require(op.program.tp <= kMaxGroupRanks, "groups have at most %d ranks", kMaxGroupRanks);
+}
 
 class GroupSum {
  public:
@@ -45,6 +57,23 @@ inline void store_row(const HostRun& run, const VectorKernels& kernels, const fl
   for (int peer = run.rank.tp_first(); peer < run.rank.tp_first() + run.rank.tp; ++peer)
     if (peer != run.rank.rank)
       std::memcpy(run.at_peer(y, peer).row(row), own, static_cast<size_t>(y.row_bytes()));
+}
+
+// Rows `rows` of y = their sums over the group, stored here or (to_all) on every rank of it.
+inline void sum_rows(const HostRun& run, const Tensor& partial, const Tensor& y, RowSpan rows,
+                     bool to_all) {
+  const HostRank& rank = run.rank;
+  const VectorKernels& kernels = vector_kernels(rank.isa);
+  const ThreadFloats scratch(rank, partial.cols);
+  const GroupSum sum(run, partial);
+  for_row_chunks(rank, rows.end - rows.begin, partial.cols * rank.tp,
+                 [&](int64_t begin, int64_t end, int thread) {
+                   float* total = scratch.of(thread);
+                   for (int64_t r = rows.begin + begin; r < rows.begin + end; ++r) {
+                     sum.row(r, total);
+                     store_row(run, kernels, total, y, r, to_all);
+                   }
+                 });
 }
 
 }  // namespace nanoweave

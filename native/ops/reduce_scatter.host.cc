@@ -2,7 +2,6 @@
 // order, one rounding; other rows of y are left as they are.
 #include "ops/op.h"
 #include "ops/reduce.h"
-#include "ops/rows.h"
 
 namespace nanoweave {
 
@@ -23,19 +22,9 @@ HostKernel prepare_reduce_scatter(const OpInstance& op) {
     const Tensor& y = run.out[0];
     if (x.rows == 0) return;
     const HostRank& rank = run.rank;
-    const VectorKernels& kernels = vector_kernels(rank.isa);
     const RowSpan rows = owned_rows(x.rows, rank.tp, rank.tp_rank());
-    const ThreadFloats scratch(rank, x.cols);
     run.group_barrier(0);
-    const GroupSum sum(run, x);
-    for_row_chunks(rank, rows.end - rows.begin, x.cols * rank.tp,
-                   [&](int64_t begin, int64_t end, int thread) {
-                     float* total = scratch.of(thread);
-                     for (int64_t r = rows.begin + begin; r < rows.begin + end; ++r) {
-                       sum.row(r, total);
-                       store_row(run, kernels, total, y, r, false);
-                     }
-                   });
+    sum_rows(run, x, y, rows, false);
     run.group_barrier(1);
   };
 }

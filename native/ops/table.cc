@@ -19,6 +19,10 @@ HostKernel prepare_sample(const OpInstance& instance);
 HostKernel prepare_all_reduce(const OpInstance& instance);
 HostKernel prepare_reduce_scatter(const OpInstance& instance);
 HostKernel prepare_all_reduce_rms_norm(const OpInstance& instance);
+HostKernel prepare_all_gather_rows(const OpInstance& instance);
+HostKernel prepare_matmul_all_reduce(const OpInstance& instance);
+HostKernel prepare_matmul_reduce_scatter(const OpInstance& instance);
+HostKernel prepare_all_gather_matmul(const OpInstance& instance);
 HostKernel prepare_moe_route(const OpInstance& instance);
 HostKernel prepare_moe_place(const OpInstance& instance);
 HostKernel prepare_moe_dispatch(const OpInstance& instance);
@@ -45,7 +49,7 @@ std::span<const OpDef> op_table() {
       {"add_rms_norm",
        {"x", "residual", "weight", "post_weight?"},
        {"y", "residual"},
-       {{"eps", "number"}},
+       {{"eps", "number"}, {"owned_groups", "number?"}},
        false,
        prepare_add_rms_norm},
       {"matmul",
@@ -89,6 +93,39 @@ std::span<const OpDef> op_table() {
        {{"eps", "number"}, {"form", "string?"}},
        true,
        prepare_all_reduce_rms_norm},
+      {"all_gather_rows",
+       {"x"},
+       {"x"},
+       {{"groups", "number"}, {"form", "string?"}},
+       true,
+       prepare_all_gather_rows},
+      {"matmul_all_reduce",
+       {"x", "weight", "bias?"},
+       {"partial", "y"},
+       {{"groups", "number"},
+        {"bias_on", "string?"},
+        {"implementation", "string?"},
+        {"form", "string?"}},
+       true,
+       prepare_matmul_all_reduce},
+      {"matmul_reduce_scatter",
+       {"x", "weight", "bias?"},
+       {"partial", "y"},
+       {{"groups", "number"},
+        {"bias_on", "string?"},
+        {"implementation", "string?"},
+        {"form", "string?"}},
+       true,
+       prepare_matmul_reduce_scatter},
+      {"all_gather_matmul",
+       {"x", "weight", "bias?"},
+       {"x", "y"},
+       {{"groups", "number"},
+        {"bias_on", "string?"},
+        {"implementation", "string?"},
+        {"form", "string?"}},
+       true,
+       prepare_all_gather_matmul},
       {"moe_route",
        {"logits", "bias?"},
        {"ids", "weights"},

@@ -10,6 +10,7 @@ import { ATTENTION_CASES } from './attention.cases.ts'
 import { COLLECTIVE_CASES } from './collectives.cases.ts'
 import { MATMUL_CASES } from './matmul.cases.ts'
 import type { OpCase } from './op-case.ts'
+import { OVERLAP_CASES } from './overlap.cases.ts'
 import { ROPE_CASES } from './rope.cases.ts'
 import { ROW_CASES } from './rows.cases.ts'
 
@@ -129,6 +130,26 @@ const BROKEN: readonly (readonly [string, readonly OpCase[], string, Change])[] 
     COLLECTIVE_CASES,
     'all_reduce_rms_norm [1, 1]',
     setAttr('form', 'three_shot'),
+  ],
+  ['no row groups', OVERLAP_CASES, 'matmul_all_reduce [1, 8]', setAttr('groups', 0)],
+  ['too many row groups', OVERLAP_CASES, 'all_gather_rows [1, 8]', setAttr('groups', 9)],
+  [
+    'sums of another 16-bit type',
+    OVERLAP_CASES,
+    'matmul_all_reduce [37, 24]·[24, 24]ᵀ bf16',
+    changeBuffer('y', { dtype: 'f16' }),
+  ],
+  [
+    'a partial that is the sum',
+    OVERLAP_CASES,
+    'matmul_reduce_scatter [1, 8]',
+    changeOp((op) => ({ outputs: [op.outputs[0]!, op.outputs[0]!] })),
+  ],
+  [
+    'gathered rows that are the product',
+    OVERLAP_CASES,
+    'all_gather_matmul [1, 8]',
+    changeOp((op) => ({ outputs: [op.outputs[0]!, op.outputs[0]!] })),
   ],
   [
     'a late rank that is not there',

@@ -14,6 +14,7 @@ import { COLLECTIVE_CASES } from './collectives.cases.ts'
 import { EXPERT_CASES } from './experts.cases.ts'
 import { MATMUL_CASES } from './matmul.cases.ts'
 import type { CaseContents, Expected, OpCase } from './op-case.ts'
+import { OVERLAP_CASES } from './overlap.cases.ts'
 import { ROPE_CASES } from './rope.cases.ts'
 import { ROW_CASES } from './rows.cases.ts'
 import { expectWithin } from './tolerance.ts'
@@ -24,11 +25,14 @@ const CASES: readonly OpCase[] = [
   ...MATMUL_CASES,
   ...ATTENTION_CASES,
   ...COLLECTIVE_CASES,
-  // CUDA refuses the ops of experts by name.
-  ...(ON_CPU ? EXPERT_CASES : []),
+  // CUDA refuses the ops of experts and the overlapped matmuls by name.
+  ...(ON_CPU ? [...EXPERT_CASES, ...OVERLAP_CASES] : []),
 ]
 
-if (!ON_CPU) console.log(`skipped, not on a GPU: ${EXPERT_CASES.length} cases of expert ops`)
+if (!ON_CPU) {
+  console.log(`skipped, not on a GPU: ${EXPERT_CASES.length} cases of expert ops`)
+  console.log(`skipped, not on a GPU: ${OVERLAP_CASES.length} cases of overlapped matmuls`)
+}
 
 /** Threads of each rank: odd, so that work does not divide evenly. */
 const THREADS = 3
