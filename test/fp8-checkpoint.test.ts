@@ -11,50 +11,11 @@ import { BareModel } from './support/bare-model.ts'
 import { createFolder } from './support/checkpoint-folder.ts'
 import { errorOf } from './support/errors.ts'
 import { maxDifference } from './support/golden.ts'
+import { fromBf16, readTensors, toBf16, writeTensors } from './support/tensors.ts'
 
 const FOLDER = fileURLToPath(new URL('../models/tiny-moe', import.meta.url))
 const BLOCK = 128
 const TOKENS = [1, 680, 679, 266, 678, 454, 305, 266, 1028]
-
-interface Tensor {
-  readonly dtype: string
-  readonly shape: readonly number[]
-  readonly bytes: Uint8Array
-}
-
-type Tensors = ReadonlyMap<string, Tensor>
-
-function readTensors(file: string): Map<string, Tensor> {
-  const bytes = readFileSync(file)
-  const size = Number(bytes.readBigUInt64LE())
-  const header = JSON.parse(bytes.subarray(8, 8 + size).toString())
-  delete header.__metadata__
-  return new Map(
-    Object.entries<{ dtype: string; shape: number[]; data_offsets: [number, number] }>(header).map(
-      ([
-        name,
-        {
-          dtype,
-          shape,
-          data_offsets: [begin, end],
-        },
-      ]) => [name, { dtype, shape, bytes: bytes.subarray(8 + size + begin, 8 + size + end) }],
-    ),
-  )
-}
-
-function writeTensors(tensors: Tensors): Buffer {
-  let end = 0
-  const header: Record<string, unknown> = {}
-  for (const [name, { dtype, shape, bytes }] of tensors) {
-    header[name] = { dtype, shape, data_offsets: [end, end + bytes.length] }
-    end += bytes.length
-  }
-  const text = Buffer.from(JSON.stringify(header))
-  const length = Buffer.alloc(8)
-  length.writeBigUInt64LE(BigInt(text.length))
-  return Buffer.concat([length, text, ...[...tensors.values()].map(({ bytes }) => bytes)])
-}
 
 /** The finite values of e4m3 by their bits; from the OCP specification of 8-bit floats. */
 const E4M3 = Array.from({ length: 256 }, (_, bits) => {
@@ -71,23 +32,6 @@ function nearestE4m3(value: number): number {
   const exponent = Math.max(-6, Math.floor(Math.log2(Math.abs(value))))
   const step = 2 ** (exponent - 3)
   return BITS.get(Math.round(value / step) * step)!
-}
-
-function fromBf16(bytes: Uint8Array): Float32Array {
-  const halves = new Uint16Array(Uint8Array.from(bytes).buffer)
-  const words = new Uint32Array(halves.length)
-  for (let i = 0; i < words.length; i++) words[i] = halves[i]! << 16
-  return new Float32Array(words.buffer)
-}
-
-/** Nearest, ties to even; finite values. */
-function toBf16(values: Float32Array): Uint8Array {
-  const words = new Uint32Array(values.buffer)
-  const halves = new Uint16Array(words.length)
-  for (let i = 0; i < words.length; i++) {
-    halves[i] = (words[i]! + 0x7fff + ((words[i]! >>> 16) & 1)) >>> 16
-  }
-  return new Uint8Array(halves.buffer)
 }
 
 /** The bytes, the factors, and what they stand for, of a [rows, cols] matrix. */

@@ -1,6 +1,6 @@
 /**
  * Logits and greedy continuations of the families with routed experts against the reference
- * (transformers, float32), over every layout of up to four ranks and nano-batches; and that spreading
+ * (transformers, float32), over every layout of up to four ranks, nano-batches and prefill chunks; and that spreading
  * experts over ranks changes no bit.
  */
 
@@ -46,12 +46,14 @@ for (const family of EXPERT_FAMILIES) {
       afterAll(() => bare?.close())
 
       for (const parts of PARTS) {
-        it(`${parts} parts: logits`, async () => {
-          for (const prompt of prompts) {
-            const logits = await bare.forward(prompt.tokens, longest, parts)
-            expect(maxDifference(logits, prompt.logits)).toBeLessThanOrEqual(MAX_LOGIT_DIFFERENCE)
-          }
-        })
+        for (const chunk of [longest, 5]) {
+          it(`${parts} parts: logits, ${chunk} tokens a step`, async () => {
+            for (const prompt of prompts) {
+              const logits = await bare.forward(prompt.tokens, chunk, parts)
+              expect(maxDifference(logits, prompt.logits)).toBeLessThanOrEqual(MAX_LOGIT_DIFFERENCE)
+            }
+          })
+        }
 
         it(`${parts} parts: greedy continuation`, async () => {
           for (const { tokens, greedy } of prompts) {

@@ -224,6 +224,11 @@ describe('weights', () => {
     destRow: 0,
     destCol: 0,
   }
+  const scaled = (format: string, offset: number): WeightPiece => ({
+    ...whole,
+    ...{ dtype: 'u8', rows: 20, cols: 32, rowCount: 20, colCount: 20 },
+    scales: { format: format as 'mxfp4', file: 0, offset },
+  })
   const manifestOf = (overrides: {
     pieces?: WeightPiece[]
     shape?: number[]
@@ -271,6 +276,40 @@ describe('weights', () => {
     },
   )
 
+  /** A source of many tiles, transposed or not, every second row or third column of it. */
+  test.each([
+    { transposed: false, rowStep: 1, colStep: 3 },
+    { transposed: false, rowStep: 2, colStep: 1 },
+    { transposed: true, rowStep: 1, colStep: 1 },
+    { transposed: true, rowStep: 2, colStep: 1 },
+    { transposed: true, rowStep: 3, colStep: 2 },
+  ])('steps of a large source: $transposed $rowStep $colStep', async (steps) => {
+    const [rows, cols] = [1501, 1301]
+    const content = Float32Array.from({ length: rows * cols }, (_, index) => (index * 7919) % 65521)
+    const large = path.join(folder, 'large.bin')
+    writeFileSync(large, content)
+    const [rowCount, colCount] = [700 / steps.rowStep, 640 / steps.colStep].map(Math.floor)
+    const piece = {
+      ...whole,
+      ...steps,
+      ...{ rows, cols, rowStart: 41, colStart: 3, rowCount: rowCount!, colCount: colCount! },
+    }
+    const shape = [rowCount!, colCount!]
+    for (const layout of ['plain', 'matmul'] as const) {
+      const runtime = openRuntime(1)
+      const of = { path: large, bytes: content.byteLength, pieces: [piece], shape, layout }
+      await load(runtime, manifestOf(of))
+      const got = new Float32Array((await runtime.read(-1, 'w', 0)).buffer)
+      const wanted = Float32Array.from({ length: got.length }, (_, index) => {
+        const row = 41 + Math.floor(index / colCount!) * steps.rowStep
+        const col = 3 + (index % colCount!) * steps.colStep
+        return content[steps.transposed ? col * rows + row : row * cols + col]!
+      })
+      expect(Buffer.compare(Buffer.from(got.buffer), Buffer.from(wanted.buffer))).toBe(0)
+      await runtime.close()
+    }
+  })
+
   test('progress ends with all bytes', async () => {
     const runtime = openRuntime(1)
     const seen: LoadProgress[] = []
@@ -295,6 +334,21 @@ describe('weights', () => {
     ['another size than the header saw', { bytes: values.byteLength + 4 }, 'ERR_SAFETENSORS'],
     ['a source past the end', { pieces: [{ ...whole, offset: 4 }] }, 'ERR_SAFETENSORS'],
     ['rows outside the source', { pieces: [{ ...whole, rowStart: 1 }] }, 'ERR_PROGRAM'],
+    [
+      'steps outside the source',
+      { pieces: [{ ...whole, rowCount: 2, rowStep: 33 }] },
+      'ERR_PROGRAM',
+    ],
+    ['steps beyond any source', { pieces: [{ ...whole, colStep: 2 ** 40 }] }, 'ERR_PROGRAM'],
+    ['a step of nothing', { pieces: [{ ...whole, rowStep: 0 }] }, 'ERR_PROGRAM'],
+    ['unknown scales', { pieces: [scaled('int8', 0)] }, 'ERR_PROGRAM'],
+    ['scales past the end', { pieces: [scaled('mxfp4', 2630)] }, 'ERR_SAFETENSORS'],
+    ['half a block', { pieces: [{ ...scaled('mxfp4', 0), cols: 20 }] }, 'ERR_PROGRAM'],
+    [
+      'scaled and transposed',
+      { pieces: [{ ...scaled('e4m3', 0), transposed: true }] },
+      'ERR_PROGRAM',
+    ],
     ['columns outside the target', { pieces: [{ ...whole, destCol: 1 }] }, 'ERR_PROGRAM'],
     ['floats into integers', { dtype: 'i32' as const }, 'ERR_PROGRAM'],
     ['more memory than there is', { shape: [1 << 20, 1 << 20] }, 'ERR_OUT_OF_MEMORY'],

@@ -102,7 +102,7 @@ export function attentionBlock(
   x: number,
   spec: AttentionSpec,
 ): number {
-  const { builder, tp, dtype, kvDtype } = context
+  const { builder, weights, tp, dtype, kvDtype } = context
   const { heads, kvHeads, headDim } = spec
   const local = headShare(heads, kvHeads, tp, 0)
   const shareOf = (start: number, count: number): Share => ({
@@ -157,11 +157,18 @@ export function attentionBlock(
       { ...sizes, rotary_dim: rope.rotaryDim, eps: commonEps(spec.queryNorm, spec.keyNorm) },
     ),
   )
+  const sinks =
+    spec.sinks === undefined
+      ? undefined
+      : weights.splitVector(`${name}.sinks`, spec.sinks, (rank) => {
+          const { firstHead, heads: count } = headShare(heads, kvHeads, tp, rank)
+          return { start: firstHead, count, padded: count }
+        })
   const o = builder.arena(`${name}.out`, dtype, ['T', local.heads * headDim])
   builder.add(
     `${name}.attention`,
     attention(
-      { q, kv, o },
+      { q, kv, sinks: sinks && declareWeight(context, sinks), o },
       { ...sizes, scale: spec.scale, softcap: spec.softcap, window: spec.window },
     ),
   )

@@ -152,19 +152,20 @@ const RESULT_CHANGING: Readonly<Record<string, readonly unknown[]>> = {
   add_cross_attention: [false],
 }
 
-/** fp8 e4m3 with factors for blocks of 128 × 128, which loading converts. */
-function isBlockFp8(config: JsonObject): boolean {
+/** Formats of weights that loading converts: MXFP4, fp8 e4m3 with factors for blocks of 128 × 128. */
+function isReadableQuantization(config: JsonObject): boolean {
   const { quantization_config: settings } = config
   if (!isJsonObject(settings)) return false
   const { quant_method: method, fmt = 'e4m3', weight_block_size: block } = settings
   const isBlock = Array.isArray(block) && block.length === 2 && block.every((size) => size === 128)
-  return method === 'fp8' && fmt === 'e4m3' && isBlock
+  return method === 'mxfp4' || (method === 'fp8' && fmt === 'e4m3' && isBlock)
 }
 
 /** Refuses, by name, every feature that the family does not implement. */
 export function refuseUnknownFeatures(config: JsonObject, known: readonly string[] = []): void {
   for (const [key, neutral] of Object.entries(RESULT_CHANGING)) {
-    if (known.includes(key) || (key === 'quantization_config' && isBlockFp8(config))) continue
+    if (known.includes(key) || (key === 'quantization_config' && isReadableQuantization(config)))
+      continue
     if (isAbsent(config, key) || neutral.includes(config[key])) continue
     const shown = quote(JSON.stringify(config[key]) ?? '')
     throw unsupported(`${key} = ${shown} is not supported`)

@@ -13,6 +13,7 @@ import { moeRoute } from '../ops/moe-route.ts'
 import { homeSlots, type Slots, slotsOfPositions } from '../parallel/balance/slots.ts'
 import { roundUp, type Share, widthShare } from '../parallel/sharding.ts'
 import type { ProgramLimits } from '../program/types.ts'
+import type { WeightPlan } from '../weights/manifest.ts'
 import {
   type BlockContext,
   columnParallel,
@@ -102,10 +103,10 @@ function addPlace(
   ids: number,
   spec: ExpertsSpec,
   table: number,
-  { gateUp, down }: ExpertWeights,
+  matrices: ExpertWeights,
 ): number {
   const slots = builder.arena(`${name}.slots`, 'i32', ['T', spec.routing.choices])
-  builder.add(`${name}.place`, moePlace({ ids, gateUp, down, slots }, { table }))
+  builder.add(`${name}.place`, moePlace({ ids, ...matrices, slots }, { table }))
   return slots
 }
 
@@ -206,7 +207,9 @@ function declareDispatch(
 
 interface ExpertWeights {
   readonly gateUp: number
+  readonly gateUpBias: number | undefined
   readonly down: number
+  readonly downBias: number | undefined
 }
 
 function declareExperts(
@@ -222,23 +225,25 @@ function declareExperts(
     slots,
     paddedRows: roundUp(columns, EXPERT_ROW_MULTIPLE),
   })
-  const gateUp = weights.expertColumns(
-    `${name}.experts.gate_up.weight`,
-    matrices(
-      spec.gates.map((gate, expert) => [gate, spec.ups[expert]!]),
-      2 * width(0).padded,
-    ),
+  const gateUps = matrices(
+    spec.gates.map((gate, expert) => [gate, spec.ups[expert]!]),
+    2 * width(0).padded,
+  )
+  const downs = matrices(
+    spec.downs.map((down) => [down]),
     hiddenSize,
   )
-  const down = weights.expertRows(
-    `${name}.experts.down.weight`,
-    matrices(
-      spec.downs.map((down) => [down]),
-      hiddenSize,
+  const declared = (plan: WeightPlan | undefined) => plan && declareWeight(context, plan)
+  const base = `${name}.experts`
+  return {
+    gateUp: declareWeight(
+      context,
+      weights.expertColumns(`${base}.gate_up.weight`, gateUps, hiddenSize),
     ),
-    hiddenSize,
-  )
-  return { gateUp: declareWeight(context, gateUp), down: declareWeight(context, down) }
+    gateUpBias: declared(weights.expertColumnBias(`${base}.gate_up.bias`, gateUps)),
+    down: declareWeight(context, weights.expertRows(`${base}.down.weight`, downs, hiddenSize)),
+    downBias: declared(weights.expertRowBias(`${base}.down.bias`, downs, hiddenSize)),
+  }
 }
 
 function addExperts(
@@ -255,19 +260,19 @@ function addExperts(
   const gateUp = builder.arena(`${name}.experts.gate_up`, dtype, [rows, 2 * width])
   const act = builder.arena(`${name}.experts.act`, dtype, [rows, width])
   const y = builder.arena(`${name}.experts.down`, dtype, [rows, hiddenSize])
+  const { gateUp: weight, gateUpBias: bias } = matrices
   builder.add(
     `${name}.experts.gate_up`,
-    groupedMatmul({
-      x: grouped,
-      offsets,
-      weight: matrices.gateUp,
-      y: gateUp,
-    }),
+    groupedMatmul({ x: grouped, offsets, weight, bias, y: gateUp }),
   )
   builder.add(
     `${name}.experts.act`,
-    groupedGlu({ gateUp, offsets, y: act }, { activation: spec.activation }),
+    groupedGlu({ gateUp, offsets, y: act }, { activation: spec.activation, ...spec.clamp }),
   )
-  builder.add(`${name}.experts.down`, groupedMatmul({ x: act, offsets, weight: matrices.down, y }))
+  const { down, downBias } = matrices
+  builder.add(
+    `${name}.experts.down`,
+    groupedMatmul({ x: act, offsets, weight: down, bias: downBias, y }),
+  )
   return y
 }

@@ -4,13 +4,22 @@
  * neither knows the family. New kinds of attention or feed-forward are new members of the unions.
  */
 
+import type { GluActivation } from '../ops/grouped-glu.ts'
+
 /** Tensor names as in the checkpoint; rows are taken before any parallel split. */
 export interface LinearSpec {
   /** [outFeatures, inFeatures], row-major. */
   readonly tensor: string
-  /** Rows of `tensor` that are this projection; all when absent (fused checkpoints). */
-  readonly rows?: { readonly start: number; readonly count: number }
-  /** [outFeatures] of the whole tensor; sliced like `tensor`. */
+  /** Which of the matrices of `tensor`, where it holds several (all experts of a layer). */
+  readonly plane?: number
+  /** The matrix lies as [inFeatures, outFeatures]. */
+  readonly transposed?: true
+  /**
+   * Rows (output features) of `tensor` that are this projection; all when absent (fused
+   * checkpoints). Every `step`-th from `start` on; default 1.
+   */
+  readonly rows?: { readonly start: number; readonly count: number; readonly step?: number }
+  /** [outFeatures] of the whole tensor, for each plane if it has several; sliced like `tensor`. */
   readonly bias?: string
 }
 
@@ -85,6 +94,8 @@ export interface GroupedAttentionSpec {
   readonly queryNorm?: NormSpec
   readonly keyNorm?: NormSpec
   readonly normWidth?: 'head' | 'all'
+  /** Tensor [heads]: a logit per head that joins its softmax without a value. */
+  readonly sinks?: string
 }
 
 export type AttentionSpec = GroupedAttentionSpec
@@ -121,7 +132,9 @@ export interface RoutingSpec {
 /** Σ over the chosen experts of weight · down(activation(gate(x)) · up(x)), and a shared expert. */
 export interface ExpertsSpec {
   readonly kind: 'experts'
-  readonly activation: 'silu' | 'gelu_tanh'
+  readonly activation: GluActivation
+  /** Of `clamped_silu`. */
+  readonly clamp?: { readonly alpha: number; readonly limit: number }
   /** Of one expert. */
   readonly intermediateSize: number
   readonly router: LinearSpec

@@ -8,14 +8,9 @@ import { EngineError } from '../errors.ts'
 import { EMPTY, type Slots } from '../parallel/balance/slots.ts'
 import type { Share } from '../parallel/sharding.ts'
 import type { Dtype } from '../program/types.ts'
-import {
-  isBlockScaled,
-  loadableDtype,
-  scalesOf,
-  type TensorSlice,
-  type WeightPlan,
-} from '../weights/manifest.ts'
+import type { TensorSlice, WeightPlan } from '../weights/manifest.ts'
 import { quote, type TensorIndex } from '../weights/safetensors.ts'
+import { storedTensor } from '../weights/stored.ts'
 import type {
   AttentionSpec,
   DecoderSpec,
@@ -72,7 +67,12 @@ export class WeightPlanner {
 
   /** [size] f32 on every rank. */
   vectorOf(name: string, tensor: string, size: number): WeightPlan {
-    return this.vector(name, size, () => [vectorSlice(tensor, { start: 0, count: size }, 0)])
+    return this.splitVector(name, tensor, () => ({ start: 0, count: size, padded: size }))
+  }
+
+  /** A rank's part of a vector, f32. */
+  splitVector(name: string, tensor: string, share: (rank: number) => Share): WeightPlan {
+    return this.vector(name, share(0).padded, (rank) => [vectorSlice(tensor, share(rank), 0)])
   }
 
   /** [size] f32 on every rank. */
@@ -94,9 +94,7 @@ export class WeightPlanner {
       projections.map(({ linear }) => linear.tensor),
       (rank) =>
         stacked(projections, rank, ({ linear }, share, destRow) => ({
-          tensor: linear.tensor,
-          rowStart: (linear.rows?.start ?? 0) + share.start,
-          rowCount: share.count,
+          ...rowsOf(linear, share),
           colStart: 0,
           colCount: inFeatures,
           destRow,
@@ -109,15 +107,7 @@ export class WeightPlanner {
   columnBias(name: string, projections: readonly SplitProjection[]): WeightPlan | undefined {
     if (projections.every(({ linear }) => linear.bias === undefined)) return undefined
     return this.vector(name, sumOfPadded(projections), (rank) =>
-      stacked(projections, rank, ({ linear }, share, destCol) =>
-        linear.bias === undefined
-          ? undefined
-          : vectorSlice(
-              linear.bias,
-              { start: (linear.rows?.start ?? 0) + share.start, count: share.count },
-              destCol,
-            ),
-      ),
+      stacked(projections, rank, ({ linear }, share, destCol) => biasOf(linear, share, destCol)),
     )
   }
 
@@ -130,9 +120,7 @@ export class WeightPlanner {
   ): WeightPlan {
     return this.matrix(name, [outFeatures, share(0).padded], [linear.tensor], (rank) => [
       {
-        tensor: linear.tensor,
-        rowStart: linear.rows?.start ?? 0,
-        rowCount: outFeatures,
+        ...rowsOf(linear, { start: 0, count: outFeatures }),
         colStart: share(rank).start,
         colCount: share(rank).count,
         destRow: 0,
@@ -143,10 +131,8 @@ export class WeightPlanner {
 
   /** The whole bias on every rank; the op adds it on one. */
   rowBias(name: string, linear: LinearSpec, outFeatures: number): WeightPlan | undefined {
-    const { bias, rows } = linear
-    if (bias === undefined) return undefined
-    const slice = vectorSlice(bias, { start: rows?.start ?? 0, count: outFeatures }, 0)
-    return this.vector(name, outFeatures, () => [slice])
+    const slice = biasOf(linear, { start: 0, count: outFeatures }, 0)
+    return slice && this.vector(name, outFeatures, () => [slice])
   }
 
   /** Column-parallel matrices of a rank's experts: [slots · paddedRows, inFeatures]. */
@@ -162,9 +148,7 @@ export class WeightPlanner {
         const width = matrices.width(rank)
         return localExperts(matrices, rank).flatMap(({ projections, destRow }) =>
           projections.map((linear, index) => ({
-            tensor: linear.tensor,
-            rowStart: (linear.rows?.start ?? 0) + width.start,
-            rowCount: width.count,
+            ...rowsOf(linear, width),
             colStart: 0,
             colCount: inFeatures,
             destRow: destRow + index * width.padded,
@@ -187,9 +171,7 @@ export class WeightPlanner {
         const width = matrices.width(rank)
         return localExperts(matrices, rank).flatMap(({ projections, destRow }) =>
           projections.map((linear) => ({
-            tensor: linear.tensor,
-            rowStart: linear.rows?.start ?? 0,
-            rowCount: outFeatures,
+            ...rowsOf(linear, { start: 0, count: outFeatures }),
             colStart: width.start,
             colCount: width.count,
             destRow,
@@ -200,24 +182,62 @@ export class WeightPlanner {
     )
   }
 
+  /** Biases of expertColumns, [slots · paddedRows], or undefined where none has one. */
+  expertColumnBias(name: string, matrices: ExpertMatrices): WeightPlan | undefined {
+    return this.expertBias(name, matrices, (projections, destCol, rank) => {
+      const width = matrices.width(rank)
+      return projections.map((linear, index) =>
+        biasOf(linear, width, destCol + index * width.padded),
+      )
+    })
+  }
+
+  /** Biases of expertRows: of the ranks that share an expert's width, the first one adds them. */
+  expertRowBias(
+    name: string,
+    matrices: ExpertMatrices,
+    outFeatures: number,
+  ): WeightPlan | undefined {
+    return this.expertBias(name, matrices, (projections, destCol, rank) =>
+      matrices.width(rank).start > 0
+        ? []
+        : projections.map((linear) => biasOf(linear, { start: 0, count: outFeatures }, destCol)),
+    )
+  }
+
+  private expertBias(
+    name: string,
+    matrices: ExpertMatrices,
+    slicesOf: (
+      projections: readonly LinearSpec[],
+      destCol: number,
+      rank: number,
+    ) => readonly (TensorSlice | undefined)[],
+  ): WeightPlan | undefined {
+    const { linears, slots, paddedRows } = matrices
+    if (linears.flat().every(({ bias }) => bias === undefined)) return undefined
+    const ofRank = perRank((rank) =>
+      localExperts(matrices, rank).flatMap(({ projections, destRow }) =>
+        slicesOf(projections, destRow, rank).filter((slice) => slice !== undefined),
+      ),
+    )
+    return this.vector(name, slots(0).length * paddedRows, ofRank)
+  }
+
   private matrix(
     name: string,
     shape: readonly number[],
     tensors: readonly string[],
     slicesOf: RankSlices,
   ): WeightPlan {
-    const stored = new Set(tensors.map((tensor) => loadableDtype(this.index, tensor)))
+    const stored = new Set(tensors.map((tensor) => storedTensor(this.index, tensor).dtype))
     const [first, other] = stored
     // Sources of different dtypes meet in the widest.
     const dtype = this.options.precision === 'bf16' ? 'bf16' : other ? 'f32' : first!
     return this.plan({ name, dtype, shape, layout: 'matmul' }, slicesOf)
   }
 
-  private vector(
-    name: string,
-    size: number,
-    slicesOf: (rank: number) => TensorSlice[],
-  ): WeightPlan {
+  private vector(name: string, size: number, slicesOf: RankSlices): WeightPlan {
     return this.plan({ name, dtype: 'f32', shape: [size], layout: 'plain' }, slicesOf)
   }
 
@@ -258,11 +278,37 @@ function stacked(
   })
 }
 
-function vectorSlice(
-  tensor: string,
-  { start, count }: Pick<Share, 'start' | 'count'>,
+type Range = Pick<Share, 'start' | 'count'>
+
+/** The tensor of a projection, and where in it rows of the projection are. */
+function rowsOf(
+  { tensor, plane, transposed, rows }: LinearSpec,
+  { start, count }: Range,
+): Pick<TensorSlice, 'tensor' | 'plane' | 'transposed' | 'rowStart' | 'rowCount' | 'rowStep'> {
+  const { start: first = 0, step = 1 } = rows ?? {}
+  return {
+    tensor,
+    ...(plane !== undefined && { plane }),
+    ...(transposed && { transposed }),
+    rowStart: first + start * step,
+    rowCount: count,
+    ...(step !== 1 && { rowStep: step }),
+  }
+}
+
+/** The biases of rows of a projection. */
+function biasOf(
+  { bias, plane = 0, rows }: LinearSpec,
+  { start, count }: Range,
   destCol: number,
-): TensorSlice {
+): TensorSlice | undefined {
+  if (bias === undefined) return undefined
+  const { start: first = 0, step = 1 } = rows ?? {}
+  const slice = vectorSlice(bias, { start: first + start * step, count }, destCol)
+  return { ...slice, rowStart: plane, ...(step !== 1 && { colStep: step }) }
+}
+
+function vectorSlice(tensor: string, { start, count }: Range, destCol: number): TensorSlice {
   return { tensor, rowStart: 0, rowCount: 1, colStart: start, colCount: count, destRow: 0, destCol }
 }
 
@@ -270,12 +316,16 @@ function vectorSlice(
 export function expectedTensors(spec: DecoderSpec): Map<string, readonly number[]> {
   const shapes = new Map<string, readonly number[]>()
   const { hiddenSize: hidden, vocabSize } = spec
-  const addLinear = ({ tensor, rows, bias }: LinearSpec, outFeatures: number, inputs: number) => {
+  const outputs = new Map<string, number>()
+  const addLinear = (linear: LinearSpec, outFeatures: number, inputs: number) => {
+    const { tensor, plane, transposed, rows, bias } = linear
     // Projections that share a tensor cover it together.
-    const end = rows === undefined ? outFeatures : rows.start + rows.count
-    const total = Math.max(end, shapes.get(tensor)?.[0] ?? 0)
-    shapes.set(tensor, [total, inputs])
-    if (bias !== undefined) shapes.set(bias, [total])
+    const end = rows ? rows.start + (rows.count - 1) * (rows.step ?? 1) + 1 : outFeatures
+    const total = Math.max(end, outputs.get(tensor) ?? 0)
+    outputs.set(tensor, total)
+    const planes = plane === undefined ? [] : [Math.max(plane + 1, shapes.get(tensor)?.[0] ?? 0)]
+    shapes.set(tensor, [...planes, ...(transposed ? [inputs, total] : [total, inputs])])
+    if (bias !== undefined) shapes.set(bias, [...planes, total])
   }
   const addNorm = (norm: NormSpec | undefined, size: number) => {
     if (norm !== undefined) shapes.set(norm.tensor, [size])
@@ -290,6 +340,7 @@ export function expectedTensors(spec: DecoderSpec): Map<string, readonly number[
     const overAll = attention.normWidth === 'all'
     addNorm(attention.queryNorm, overAll ? queries : headDim)
     addNorm(attention.keyNorm, overAll ? keys : headDim)
+    if (attention.sinks !== undefined) shapes.set(attention.sinks, [attention.heads])
   }
   const addGated = ({ gate, up, down, intermediateSize }: GatedFeedForwardSpec) => {
     addLinear(gate, intermediateSize, hidden)
@@ -331,20 +382,18 @@ const IGNORED =
  */
 export function checkTensors(spec: DecoderSpec, index: TensorIndex): void {
   const expected = expectedTensors(spec)
+  const scales = new Set<string>()
   for (const [tensor, shape] of expected) {
-    loadableDtype(index, tensor)
-    const info = index.tensors.get(tensor)!
-    if (info.shape.length === shape.length && info.shape.every((size, i) => size === shape[i])) {
+    const stored = storedTensor(index, tensor)
+    if (stored.scales !== undefined) scales.add(stored.scales.tensor)
+    if (stored.shape.length === shape.length && stored.shape.every((n, i) => n === shape[i])) {
       continue
     }
     throw new EngineError(
       'ERR_TENSOR_SHAPE',
-      `${quote(tensor)} in ${index.files[info.file]!.path} is [${info.shape}]; the config says [${shape}]`,
+      `${quote(tensor)} in ${index.files[stored.info.file]!.path} is [${stored.shape}]; the config says [${shape}]`,
     )
   }
-  const scales = new Set(
-    [...expected.keys()].filter((tensor) => isBlockScaled(index, tensor)).map(scalesOf),
-  )
   const unused = [...index.tensors.keys()].filter(
     (name) =>
       name.startsWith(spec.tensorPrefix) &&
@@ -374,7 +423,7 @@ export function countParameters(spec: DecoderSpec): number {
 export function dominantDtype(spec: DecoderSpec, index: TensorIndex): Dtype {
   const counts = new Map<Dtype, number>()
   for (const [tensor, shape] of expectedTensors(spec)) {
-    const dtype = loadableDtype(index, tensor)
+    const { dtype } = storedTensor(index, tensor)
     const elements = shape.reduce((product, size) => product * size, 1)
     counts.set(dtype, (counts.get(dtype) ?? 0) + elements)
   }

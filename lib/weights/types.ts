@@ -6,31 +6,44 @@
 
 import type { Dtype, WeightLayout } from '../program/types.ts'
 
-/** A rectangle of a source tensor copied into a buffer. Source rows are contiguous, row-major. */
+/**
+ * Formats with scales of their own. `e4m3`: 8-bit floats, a float32 factor for each block of 128 × 128,
+ * [ceil(rows / 128), ceil(cols / 128)]. `mxfp4`: 4-bit floats e2m1, the first of a byte in its low
+ * half, an 8-bit exponent e8m0 for each 32 of a row, [rows, cols / 32].
+ */
+export type ScaledFormat = 'e4m3' | 'mxfp4'
+
+/** A rectangle of a source tensor copied into a buffer. */
 export interface WeightPiece {
   /** Index into `files`. */
   readonly file: number
   /** Byte where the source tensor starts in the file. */
   readonly offset: number
   readonly dtype: Dtype
-  /** Shape of the source tensor seen as a matrix (a vector is [1, n]). */
+  /** Shape of the source tensor seen as a matrix (a vector is [1, n]), in elements. */
   readonly rows: number
   readonly cols: number
+  /** It lies column by column, as [cols, rows]; row by row by default. */
+  readonly transposed?: boolean
   /** Rectangle to take. */
   readonly rowStart: number
   readonly rowCount: number
   readonly colStart: number
   readonly colCount: number
+  /** Every rowStep-th row and colStep-th column of the source from the start on. Default 1. */
+  readonly rowStep?: number
+  readonly colStep?: number
   /** Where it lands in the destination matrix. */
   readonly destRow: number
   readonly destCol: number
   /** Added to every element after conversion (Gemma's 1 + w). */
   readonly add?: number
-  /**
-   * The source (dtype u8) holds 8-bit floats e4m3; every block of 128 × 128 has a float32 factor,
-   * [ceil(rows / 128), ceil(cols / 128)] from byte `offset` of a file on.
-   */
-  readonly e4m3Scales?: { readonly file: number; readonly offset: number }
+  /** What else the source (dtype u8) needs to be read, from byte `offset` of a file on. */
+  readonly scales?: {
+    readonly format: ScaledFormat
+    readonly file: number
+    readonly offset: number
+  }
 }
 
 export interface WeightBuffer {

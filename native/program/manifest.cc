@@ -6,6 +6,7 @@
 #include <unordered_set>
 
 #include "core/error.h"
+#include "core/mxfp4.h"
 
 namespace nanoweave {
 
@@ -39,39 +40,62 @@ Extent matrix_extent(const std::vector<int64_t>& shape) {
   return {shape[0], cols};
 }
 
-int64_t blocks_of(int64_t extent) { return (extent + kScaleBlock - 1) / kScaleBlock; }
+// Bytes that start at `offset` of a file and end within it.
+void require_within(const WeightManifest& manifest, int file, __int128 offset, __int128 bytes,
+                    const char* what, const WeightBuffer& buffer) {
+  if (offset + bytes > manifest.files[file].bytes)
+    fail(ErrorCode::kSafetensors, "'%s': the %s of '%s' ends past the file's %lld bytes",
+         manifest.files[file].path.c_str(), what, buffer.name.c_str(),
+         static_cast<long long>(manifest.files[file].bytes));
+}
 
-void parse_scales(const Json& json, const WeightManifest& manifest, const WeightBuffer& buffer,
-                  WeightPiece& piece) {
+int parse_file(const Json& json, const WeightManifest& manifest, const WeightBuffer& buffer) {
   const int64_t file = get_extent(json, "file", 0);
   if (file >= static_cast<int64_t>(manifest.files.size()))
-    fail(ErrorCode::kProgram, "manifest: scales of '%s' are in file %lld of %zu",
-         buffer.name.c_str(), static_cast<long long>(file), manifest.files.size());
-  piece.is_e4m3 = true;
-  piece.scales_file = static_cast<int>(file);
+    fail(ErrorCode::kProgram, "manifest: '%s' names file %lld of %zu", buffer.name.c_str(),
+         static_cast<long long>(file), manifest.files.size());
+  return static_cast<int>(file);
+}
+
+bool is_float(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kBf16 || dtype == DType::kF16;
+}
+
+// What turns the source's bytes into numbers: `scales`, and its format.
+void parse_scales(const Json& json, const WeightManifest& manifest, const WeightBuffer& buffer,
+                  WeightPiece& piece) {
+  const std::string& format = json.at("format").as_string();
+  if (format != "e4m3" && format != "mxfp4")
+    fail(ErrorCode::kProgram, "manifest: '%s' has unknown scales '%.64s'", buffer.name.c_str(),
+         format.c_str());
+  piece.encoding = format == "e4m3" ? Encoding::kE4m3 : Encoding::kMxfp4;
+  piece.scales_file = parse_file(json, manifest, buffer);
   piece.scales_offset = get_extent(json, "offset", 0);
-  const __int128 end =
-      static_cast<__int128>(blocks_of(piece.rows)) * blocks_of(piece.cols) * int64_t{4} +
-      piece.scales_offset;
-  if (end > manifest.files[file].bytes)
-    fail(ErrorCode::kSafetensors, "'%s': the scales of '%s' end past the file's %lld bytes",
-         manifest.files[file].path.c_str(), buffer.name.c_str(),
-         static_cast<long long>(manifest.files[file].bytes));
-  const bool to_floats =
-      buffer.dtype == DType::kF32 || buffer.dtype == DType::kBf16 || buffer.dtype == DType::kF16;
-  if (piece.dtype != DType::kU8 || !to_floats)
-    fail(ErrorCode::kProgram, "manifest: '%s' cannot take e4m3 from %s", buffer.name.c_str(),
-         dtype_name(piece.dtype));
+  const auto blocks_of = [](int64_t extent) { return (extent + kScaleBlock - 1) / kScaleBlock; };
+  const __int128 bytes =
+      piece.encoding == Encoding::kE4m3
+          ? static_cast<__int128>(blocks_of(piece.rows)) * blocks_of(piece.cols) * int64_t{4}
+          : static_cast<__int128>(piece.rows) * (piece.cols / kMxfp4Block);
+  require_within(manifest, piece.scales_file, piece.scales_offset, bytes, "scales", buffer);
+  if (piece.dtype != DType::kU8 || !is_float(buffer.dtype) || piece.transposed ||
+      piece.col_step != 1)
+    fail(ErrorCode::kProgram, "manifest: '%s' cannot take %s from %s", buffer.name.c_str(),
+         format.c_str(), dtype_name(piece.dtype));
+  if (piece.encoding == Encoding::kMxfp4 && piece.cols % kMxfp4Block != 0)
+    fail(ErrorCode::kProgram, "manifest: '%s' takes mxfp4 rows of %lld, not of whole blocks",
+         buffer.name.c_str(), static_cast<long long>(piece.cols));
+}
+
+// Whether every `step`-th of `count` elements from `start` on lies below `size`.
+bool fits(int64_t start, int64_t count, int64_t step, int64_t size) {
+  if (count == 0) return start <= size;
+  return static_cast<__int128>(count - 1) * step + start < size;
 }
 
 WeightPiece parse_piece(const Json& json, const WeightManifest& manifest,
                         const WeightBuffer& buffer) {
   WeightPiece piece;
-  const int64_t file = get_extent(json, "file", 0);
-  if (file >= static_cast<int64_t>(manifest.files.size()))
-    fail(ErrorCode::kProgram, "manifest: '%s' names file %lld of %zu", buffer.name.c_str(),
-         static_cast<long long>(file), manifest.files.size());
-  piece.file = static_cast<int>(file);
+  piece.file = parse_file(json, manifest, buffer);
   piece.offset = get_extent(json, "offset", 0);
   piece.dtype = parse_dtype(json.at("dtype").as_string());
   piece.rows = get_extent(json, "rows", 1);
@@ -82,28 +106,30 @@ WeightPiece parse_piece(const Json& json, const WeightManifest& manifest,
   piece.col_count = get_extent(json, "colCount", 0);
   piece.dest_row = get_extent(json, "destRow", 0);
   piece.dest_col = get_extent(json, "destCol", 0);
+  if (json.find("rowStep")) piece.row_step = get_extent(json, "rowStep", 1);
+  if (json.find("colStep")) piece.col_step = get_extent(json, "colStep", 1);
+  if (const Json* transposed = json.find("transposed")) piece.transposed = transposed->as_bool();
   if (const Json* add = json.find("add")) piece.add = static_cast<float>(add->as_number());
   if (!std::isfinite(piece.add))
     fail(ErrorCode::kProgram, "manifest: '%s' adds a number beyond float32", buffer.name.c_str());
 
-  if (piece.row_start + piece.row_count > piece.rows ||
-      piece.col_start + piece.col_count > piece.cols)
+  if (!fits(piece.row_start, piece.row_count, piece.row_step, piece.rows) ||
+      !fits(piece.col_start, piece.col_count, piece.col_step, piece.cols))
     fail(ErrorCode::kProgram, "manifest: '%s' takes a rectangle outside its source tensor",
          buffer.name.c_str());
-  const __int128 end =
-      static_cast<__int128>(piece.rows) * piece.cols * dtype_bytes(piece.dtype) + piece.offset;
-  if (end > manifest.files[piece.file].bytes)
-    fail(ErrorCode::kSafetensors, "'%s': the source of '%s' ends past the file's %lld bytes",
-         manifest.files[piece.file].path.c_str(), buffer.name.c_str(),
-         static_cast<long long>(manifest.files[piece.file].bytes));
-  if (const Json* scales = json.find("e4m3Scales")) parse_scales(*scales, manifest, buffer, piece);
+  // A step that is never taken is not looked at; then steps are within the extents.
+  if (piece.row_count <= 1) piece.row_step = 1;
+  if (piece.col_count <= 1) piece.col_step = 1;
+  if (const Json* scales = json.find("scales")) parse_scales(*scales, manifest, buffer, piece);
+  require_within(manifest, piece.file, piece.offset,
+                 static_cast<__int128>(piece.rows) * piece.cols * piece.bits() / 8, "source",
+                 buffer);
   const Extent dest = matrix_extent(buffer.shape);
   if (piece.dest_row + piece.row_count > dest.rows || piece.dest_col + piece.col_count > dest.cols)
     fail(ErrorCode::kProgram, "manifest: a piece lands outside '%s'", buffer.name.c_str());
-  const bool integers =
-      !piece.is_e4m3 && (piece.dtype == DType::kI32 || piece.dtype == DType::kU8 ||
-                         buffer.dtype == DType::kI32 || buffer.dtype == DType::kU8);
-  if (integers && (piece.dtype != buffer.dtype || piece.add != 0))
+  const bool converts = piece.add != 0 || piece.transposed || piece.col_step != 1;
+  if (piece.encoding == Encoding::kPlain && !(is_float(piece.dtype) && is_float(buffer.dtype)) &&
+      (piece.dtype != buffer.dtype || converts))
     fail(ErrorCode::kProgram, "manifest: '%s' cannot convert %s to %s", buffer.name.c_str(),
          dtype_name(piece.dtype), dtype_name(buffer.dtype));
   return piece;
@@ -129,9 +155,7 @@ WeightBuffer parse_buffer(const Json& json, const WeightManifest& manifest, int 
   const size_t dims = buffer.shape.size();
   if (buffer.space == Space::kKv ? dims != 5 : dims < 1 || dims > 8)
     fail(ErrorCode::kProgram, "manifest: '%s' has %zu dimensions", buffer.name.c_str(), dims);
-  const bool float_matrix =
-      dims == 2 &&
-      (buffer.dtype == DType::kF32 || buffer.dtype == DType::kBf16 || buffer.dtype == DType::kF16);
+  const bool float_matrix = dims == 2 && is_float(buffer.dtype);
   if (buffer.layout == Layout::kMatmul && (buffer.space == Space::kKv || !float_matrix))
     fail(ErrorCode::kProgram, "manifest: '%s' has layout matmul and must be a float matrix",
          buffer.name.c_str());

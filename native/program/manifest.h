@@ -11,19 +11,26 @@ namespace nanoweave {
 
 inline constexpr int64_t kScaleBlock = 128;
 
+// What the bytes of a source are. e4m3: 8-bit floats, each block of kScaleBlock² with a float32
+// factor. mxfp4: 4-bit floats with an exponent for every 32 of a row; core/mxfp4.h.
+enum class Encoding : uint8_t { kPlain, kE4m3, kMxfp4 };
+
 struct WeightPiece {
   int file = 0;
   int64_t offset = 0;  // bytes
   DType dtype = DType::kF32;
   int64_t rows = 0, cols = 0;
-  int64_t row_start = 0, row_count = 0;
-  int64_t col_start = 0, col_count = 0;
+  int64_t row_start = 0, row_count = 0, row_step = 1;  // every row_step-th row
+  int64_t col_start = 0, col_count = 0, col_step = 1;
+  bool transposed = false;  // the source lies as [cols, rows]
   int64_t dest_row = 0, dest_col = 0;
   float add = 0;
-  // Source bytes (u8) that are 8-bit floats e4m3, each block of kScaleBlock² with a float32 factor.
-  bool is_e4m3 = false;
+  Encoding encoding = Encoding::kPlain;  // others: of dtype u8
   int scales_file = 0;
-  int64_t scales_offset = 0;  // bytes; [ceil(rows / kScaleBlock), ceil(cols / kScaleBlock)]
+  int64_t scales_offset = 0;  // bytes; a row for every kScaleBlock rows (e4m3) or every row
+
+  // Of an element of the source.
+  int64_t bits() const { return encoding == Encoding::kMxfp4 ? 4 : 8 * dtype_bytes(dtype); }
 };
 
 struct WeightBuffer {

@@ -28,6 +28,7 @@ export const EXPERT_FAMILIES = [
   'qwen3-moe',
   'olmoe',
   'glm4-moe',
+  'gpt-oss-sinks',
 ] as const
 
 export function goldenFolder(family: string): string {

@@ -88,6 +88,8 @@ export interface LayerChoices {
   readonly feedForwardBias?: boolean
   /** `all`: over all heads together. */
   readonly queryKeyNorm?: boolean | 'all'
+  /** A learned logit per head in every softmax. */
+  readonly sinks?: boolean
   /** In place of the gated one under `mlp`. */
   readonly feedForward?: FeedForwardSpec | undefined
   readonly activation?: 'silu' | 'gelu_tanh'
@@ -170,6 +172,7 @@ function attentionOf(
     key: key!,
     value: value!,
     output: linearOf(`${base}o_proj`, choices.outputBias),
+    ...(choices.sinks && { sinks: `${base}sinks` }),
     ...(choices.queryKeyNorm && {
       queryNorm: normOf(`${base}q_norm`, dimensions, choices),
       keyNorm: normOf(`${base}k_norm`, dimensions, choices),

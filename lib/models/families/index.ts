@@ -3,6 +3,7 @@
 import type { Family } from './common.ts'
 import { gemma2, gemma3 } from './gemma.ts'
 import { glm4Moe } from './glm.ts'
+import { gptOss } from './gpt-oss.ts'
 import { llama } from './llama.ts'
 import { mistral } from './mistral.ts'
 import { mixtral } from './mixtral.ts'
@@ -24,6 +25,7 @@ export const FAMILIES: readonly Family[] = [
   qwen3Moe,
   olmoe,
   glm4Moe,
+  gptOss,
 ]
 
 /** By a name that `architectures[0]` of a config may have. */
