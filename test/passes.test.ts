@@ -8,6 +8,7 @@ import { planMemory } from '../lib/program/memory.ts'
 import { fuseAllReduce } from '../lib/program/passes/fuse-all-reduce.ts'
 import { LANE_MODES } from '../lib/program/passes/lanes.ts'
 import { splitNanoBatches } from '../lib/program/passes/nano-batch.ts'
+import { overlapMatmuls } from '../lib/program/passes/overlap-matmul.ts'
 import { deriveWaits } from '../lib/program/passes/waits.ts'
 import { LANES, type Program } from '../lib/program/types.ts'
 import { codeOf } from './support/errors.ts'
@@ -80,6 +81,56 @@ describe('fuse-all-reduce', () => {
   it('changes nothing on one rank', () => {
     const program = serialProgram({ tp: 1 })
     expect(fuseAllReduce(program)).toEqual(program)
+  })
+})
+
+describe('overlap-matmul', () => {
+  const serial = serialProgram({ tp: 2 })
+
+  it('takes every sum of a layer into its matmul', () => {
+    const overlapped = overlapMatmuls(serial, { form: 'all_reduce', groups: 2 })
+    expect(countOf(overlapped, 'matmul_all_reduce')).toBe(4)
+    // The embedding's sum has no matmul.
+    expect(countOf(overlapped, 'all_reduce')).toBe(1)
+    expect(countOf(overlapped, 'add_rms_norm')).toBe(4)
+    const sum = overlapped.ops.find((op) => op.kind === 'matmul_all_reduce')!.outputs[1]!
+    expect(overlapped.buffers[sum.buffer]!.dtype).toBe('f32')
+  })
+
+  it('scatters sums, normalises own rows, and gathers them in the next matmul', () => {
+    const overlapped = overlapMatmuls(serial, { form: 'reduce_scatter', groups: 4 })
+    expect(countOf(overlapped, 'matmul_reduce_scatter')).toBe(4)
+    // gate_up of both layers and qkv of the second; the last norm's rows go to the logits.
+    expect(countOf(overlapped, 'all_gather_matmul')).toBe(3)
+    expect(countOf(overlapped, 'all_gather_rows')).toBe(1)
+    const owned = overlapped.ops.filter((op) => op.kind === 'add_rms_norm')
+    expect(owned.map((op) => op.attrs.owned_groups)).toEqual([4, 4, 4, 4])
+  })
+
+  it('scatters nothing where a plain op reads the residual later', () => {
+    const residual = serial.buffers.findIndex((buffer) => buffer.name === 'residual')
+    const rows = serial.ops.findIndex((op) => op.kind === 'gather_rows')
+    const ops = serial.ops.with(rows, { ...serial.ops[rows]!, inputs: [{ buffer: residual }] })
+    const program = { ...serial, ops }
+    expect(overlapMatmuls(program, { form: 'reduce_scatter', groups: 2 })).toEqual(program)
+    const summed = overlapMatmuls(program, { form: 'all_reduce', groups: 2 })
+    expect(countOf(summed, 'matmul_all_reduce')).toBe(4)
+  })
+
+  it('leaves a product alone that something else reads too', () => {
+    const at = serial.ops.findIndex((op) => op.label === 'layers.0.norm1.all_reduce')
+    const partial = serial.ops[at]!.inputs[0]!
+    const rows = serial.ops.findIndex((op) => op.kind === 'gather_rows')
+    const ops = serial.ops.with(rows, { ...serial.ops[rows]!, inputs: [partial] })
+    const overlapped = overlapMatmuls({ ...serial, ops }, { form: 'all_reduce', groups: 1 })
+    expect(countOf(overlapped, 'matmul_all_reduce')).toBe(3)
+    expect(countOf(overlapped, 'all_reduce')).toBe(2)
+  })
+
+  it('changes nothing on one rank, or when it is not asked for', () => {
+    const alone = serialProgram({ tp: 1 })
+    expect(overlapMatmuls(alone, { form: 'reduce_scatter', groups: 2 })).toEqual(alone)
+    expect(overlapMatmuls(serial, undefined)).toBe(serial)
   })
 })
 
@@ -208,6 +259,18 @@ describe('compiled programs', () => {
             const step = { numTokens, rows, bounds: boundsOf(parts) }
             expect(runSymbolic(compiled, step, random)).toEqual(expected)
           }
+        }
+      })
+
+      it(`${name}: so do matmuls that overlap with their sums`, () => {
+        const serial = serialProgram({ tp, choices: { sandwichNorms } })
+        const plain = compileProgram(serial, { parts: 1 })
+        const expected = runSymbolic(plain, { numTokens, rows, bounds: [0, numTokens] })
+        for (const form of ['all_reduce', 'reduce_scatter'] as const) {
+          const compiled = compileProgram(serial, { parts, overlap: { form, groups: 2 } })
+          expect(findRaces(compiled)).toEqual([])
+          const step = { numTokens, rows, bounds: boundsOf(parts) }
+          expect(runSymbolic(compiled, step, random)).toEqual(expected)
         }
       })
 

@@ -120,13 +120,14 @@ export async function assembleEngine(
   const compiled = schedules.map(({ schedule }, index) => {
     const twin = schedules.findIndex((other) => sameProgram(other.schedule, schedule))
     if (twin < index) return { twin }
-    const { parts, stagger, lanes } = schedule
+    const { parts, stagger, lanes, overlap } = schedule
     return compileModel(model, {
       tensorParallel,
       expertParallel,
       parts,
       stagger,
       lanes,
+      overlap,
       precision,
       limits: {
         maxTokens: sizes.maxNumBatchedTokens,

@@ -119,5 +119,7 @@ function sameSchedule(a: Schedule, b: Schedule): boolean {
 
 /** Whether two schedules compile to the same program. */
 export function sameProgram(a: Schedule, b: Schedule): boolean {
-  return a.parts === b.parts && a.stagger === b.stagger && a.lanes === b.lanes
+  const isSameOverlap =
+    a.overlap?.form === b.overlap?.form && a.overlap?.groups === b.overlap?.groups
+  return isSameOverlap && a.parts === b.parts && a.stagger === b.stagger && a.lanes === b.lanes
 }

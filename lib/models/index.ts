@@ -155,7 +155,7 @@ function activationDtypeOf(model: Model, precision: CompileOptions['precision'])
 }
 
 /** What a serial program depends on. */
-export type SerialOptions = Omit<CompileOptions, 'parts' | 'stagger' | 'lanes'>
+export type SerialOptions = Omit<CompileOptions, 'parts' | 'stagger' | 'lanes' | 'overlap'>
 
 /**
  * The program of a model for one layout before any pass, and its weights. Throws

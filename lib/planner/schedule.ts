@@ -5,6 +5,7 @@
 
 import { PASSES } from '../program/passes/index.ts'
 import type { LaneMode } from '../program/passes/lanes.ts'
+import type { MatmulOverlap } from '../program/passes/overlap-matmul.ts'
 import type { Program } from '../program/types.ts'
 import type { LaneShares } from './timeline.ts'
 
@@ -17,6 +18,8 @@ export interface Schedule {
   /** Where parts end, as shares of the rows: [parts], ascending to 1. */
   readonly splits: readonly number[]
   readonly shares: LaneShares
+  /** Sums that overlap with the matmul before them; absent: none. */
+  readonly overlap?: MatmulOverlap | undefined
 }
 
 export const SERIAL: Schedule = {
@@ -50,11 +53,25 @@ export function applySchedule(program: Program, schedule: Schedule): Program {
   return PASSES.reduce((current, pass) => pass.run(current, schedule), program)
 }
 
+const OVERLAPS: Readonly<Record<MatmulOverlap['form'], string>> = {
+  all_reduce: 'sums in the matmul before them',
+  reduce_scatter: 'sums scattered by the matmul before them, gathered by the one after',
+}
+
+const percent = (share: number) => `${Math.round(100 * share)} %`
+
 /** Words for people. */
 export function describeSchedule(schedule: Schedule): string {
-  const { parts, stagger, lanes, splits, shares } = schedule
-  if (parts === 1) return 'serial'
-  const percent = (share: number) => `${Math.round(100 * share)} %`
+  const { parts, shares, overlap } = schedule
+  const fused =
+    overlap &&
+    `${OVERLAPS[overlap.form]}, in ${overlap.groups} row groups; ` +
+      `collectives hold ${percent(shares.network)} of the device`
+  if (parts === 1) return fused ?? 'serial'
+  return [fused, describeParts(schedule)].filter((text) => text !== undefined).join('; ')
+}
+
+function describeParts({ parts, stagger, lanes, splits, shares }: Schedule): string {
   const ends = splits.slice(0, -1).map(percent).join(', ')
   const beside = {
     all: 'matmuls, memory-bound ops and collectives side by side',

@@ -1,13 +1,14 @@
 /**
  * Search: the schedule with the shortest predicted step, among numbers of nano-batches, where they
- * are cut, how far each trails the one before, which ops get lanes of their own, and which share of
- * the device collectives and attention hold. As in NanoFlow (https://arxiv.org/abs/2408.12757, §4.1)
+ * are cut, how far each trails the one before, which ops get lanes of their own, matmuls that take
+ * their sums into themselves, and which share of the device collectives and attention hold. As in NanoFlow (https://arxiv.org/abs/2408.12757, §4.1)
  * in two stages: structures first with usual shares, then the shares of the best few. A schedule
  * that does not promise 3 % over the serial one is refused: predictions err by more than that.
  */
 
 import { type LayeredProgram, mapLayered } from '../program/layered.ts'
 import type { LaneMode } from '../program/passes/lanes.ts'
+import { type MatmulOverlap, overlapMatmuls } from '../program/passes/overlap-matmul.ts'
 import type { Hardware } from './hardware.ts'
 import { applySchedule, partBounds, ROW_TILE, type Schedule, SERIAL } from './schedule.ts'
 import type { StepShape } from './step-shape.ts'
@@ -44,6 +45,8 @@ const SPLITS: readonly (readonly number[])[] = [
   [1 / 3, 2 / 3, 1],
   [0.25, 0.5, 0.75, 1],
 ]
+const OVERLAP_FORMS: readonly MatmulOverlap['form'][] = ['all_reduce', 'reduce_scatter']
+const ROW_GROUPS = [2, 4, 8] as const
 /** Multiprocessors that collectives may hold, and shares for attention. */
 const NETWORK_UNITS = [4, 8, 16, 22, 32] as const
 const MEMORY_SHARES = [0.2, 0.3, 0.4, 0.5] as const
@@ -128,14 +131,30 @@ class Search {
         }
       }
     }
+    structures.push(...this.#overlappedMatmuls())
     structures.sort((a, b) => a.seconds - b.seconds)
     const refined = structures.slice(0, REFINED).flatMap(({ schedule }) => this.#refine(schedule))
     return [...refined, ...structures].reduce((a, b) => (b.seconds < a.seconds ? b : a))
   }
 
+  /** One nano-batch, its sums inside the matmuls before them, where there are such sums. */
+  #overlappedMatmuls(): Prediction[] {
+    const serial = this.#program.short
+    return OVERLAP_FORMS.filter(
+      (form) => overlapMatmuls(serial, { form, groups: 2 }).ops.length < serial.ops.length,
+    ).flatMap((form) =>
+      ROW_GROUPS.filter((groups) => this.#shape.numTokens >= groups * ROW_TILE).map((groups) => {
+        const schedule = { ...SERIAL, shares: this.#usual, overlap: { form, groups } }
+        return this.#predict(scheduled(this.#program, schedule))
+      }),
+    )
+  }
+
   #refine(schedule: Schedule): Prediction[] {
     const { program } = scheduled(this.#program, schedule)
-    const memories = schedule.lanes === 'network' ? [schedule.shares.memory] : MEMORY_SHARES
+    // Attention has a share only where it runs beside a matmul.
+    const isShared = schedule.parts > 1 && schedule.lanes !== 'network'
+    const memories = isShared ? MEMORY_SHARES : [schedule.shares.memory]
     return this.#networkShares().flatMap((network) =>
       memories.map((memory) =>
         this.#predict({ program, schedule: { ...schedule, shares: { network, memory } } }),

@@ -4,6 +4,7 @@ import { describe, expect, it } from 'vitest'
 import { type Hardware, parseHardware, performanceOf } from '../../lib/planner/hardware.ts'
 import { groupedMatmulBytes, matmulBytes, matmulSeconds } from '../../lib/planner/matmul-cost.ts'
 import { collectiveSeconds } from '../../lib/planner/network-cost.ts'
+import { overlappedSeconds } from '../../lib/planner/overlap-cost.ts'
 import { hardwareNames, hardwareOfDevice, hardwarePreset } from '../../lib/planner/presets.ts'
 import { partBounds, type Schedule, SERIAL } from '../../lib/planner/schedule.ts'
 import { chooseSchedule, MIN_GAIN, predictStep, scheduled } from '../../lib/planner/search.ts'
@@ -97,6 +98,35 @@ it('a collective between one rank is free, and more ranks or bytes cost more', (
   expect(seconds(1e7, 8)).toBeGreaterThan(seconds(1e7, 2))
 })
 
+describe('a matmul that overlaps with its sum', () => {
+  const matmul = { rows: 8192, cols: 8192, depth: 3584, elementBytes: 2, weightBytes: 2 }
+  const overlap = {
+    matmul,
+    groups: 4,
+    collective: 'reduce_scatter',
+    rowBytes: 2 * 8192,
+    ranks: 8,
+    networkShare: 16 / 132,
+  } as const
+  const moving = collectiveSeconds(h100, 'reduce_scatter', 8192 * overlap.rowBytes, 8)
+  const multiplying = matmulSeconds(h100, matmul)
+
+  it('takes less than both in turn, and no less than the longer', () => {
+    const seconds = overlappedSeconds(h100, overlap, h100.units)
+    expect(seconds).toBeLessThan(moving + multiplying)
+    expect(seconds).toBeGreaterThan(Math.max(moving, multiplying))
+  })
+
+  it('in one group is both in turn, and waits for a collective on few multiprocessors', () => {
+    const speed = performanceOf(h100.interference.network, overlap.networkShare)
+    const inTurn = multiplying + moving / speed + 2 * h100.launchSeconds
+    const one = { ...overlap, groups: 1 }
+    expect(overlappedSeconds(h100, one, h100.units)).toBeCloseTo(inTurn, 12)
+    const gather = { ...one, collective: 'all_gather' } as const
+    expect(overlappedSeconds(h100, gather, h100.units)).toBeGreaterThan(multiplying)
+  })
+})
+
 it('attention work of parts adds up to that of the step, windows included', () => {
   const random = createRandom(3)
   for (let run = 0; run < 200; run++) {
@@ -147,6 +177,16 @@ describe('chooseSchedule', () => {
     expect(schedule).toBe(best!.schedule)
     expect(predictStep(h100, scheduled(program, schedule), shape)).toBe(best!.seconds)
     expect(serialSeconds / best!.seconds - 1).toBeCloseTo(gain, 12)
+  })
+
+  it('makes a step shorter by sums inside matmuls, which the planner tries too', () => {
+    const serial = predictStep(h100, scheduled(program, SERIAL), shape)
+    const overlap = { form: 'reduce_scatter', groups: 4 } as const
+    const shares = { network: 16 / 132, memory: 0.4 }
+    const fused = scheduled(program, { ...SERIAL, shares, overlap })
+    const seconds = predictStep(h100, fused, shape)
+    expect(seconds).toBeLessThan(serial)
+    expect(chooseSchedule(h100, program, shape).best!.seconds).toBeLessThanOrEqual(seconds)
   })
 
   it('refuses what gains nothing: a network that costs nothing, one tile, lanes in turn', () => {

@@ -15,7 +15,8 @@ import type { CompiledModel } from '../../lib/models/types.ts'
 import type { NativeRuntime } from '../../lib/native/binding.ts'
 import { loadBinding } from '../../lib/native/load.ts'
 import type { LaneMode } from '../../lib/program/passes/lanes.ts'
-import type { ProgramOp } from '../../lib/program/types.ts'
+import type { MatmulOverlap } from '../../lib/program/passes/overlap-matmul.ts'
+import type { Program, ProgramOp } from '../../lib/program/types.ts'
 import { TEST_DEVICE } from './device.ts'
 
 export interface BareOptions {
@@ -29,11 +30,14 @@ export interface BareOptions {
   /** How parts trail each other and share lanes. */
   readonly stagger?: number
   readonly lanes?: LaneMode
+  readonly overlap?: MatmulOverlap | undefined
   readonly graphs?: boolean
   /** Of each rank; all on the device under test by default. */
   readonly devices?: readonly string[]
   /** Attributes that an op gets before it is loaded. */
   readonly attrsOf?: (op: ProgramOp) => ProgramOp['attrs']
+  /** What becomes of a compiled program before it is loaded. */
+  readonly change?: (program: Program) => Program
 }
 
 const BLOCK_SIZE = 16
@@ -95,6 +99,7 @@ export class BareModel {
         parts,
         ...(options.stagger !== undefined && { stagger: options.stagger }),
         ...(options.lanes !== undefined && { lanes: options.lanes }),
+        overlap: options.overlap,
         precision: options.precision ?? 'f32',
         limits: {
           maxTokens: options.maxTokens,
@@ -129,7 +134,8 @@ export class BareModel {
           ...op,
           attrs: { ...op.attrs, ...options.attrsOf?.(op) },
         }))
-        const json = JSON.stringify({ ...program, ops })
+        const changed = { ...program, ops }
+        const json = JSON.stringify(options.change?.(changed) ?? changed)
         programs.set(program.parts, await runtime.loadProgram(json))
       }
       return new BareModel(model, runtime, compiled[0]!, programs)

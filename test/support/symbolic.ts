@@ -130,7 +130,15 @@ function computeRow(
     const sum = mix(residual, x, weights[3]!)
     return [mix(sum, weights[2]!), sum]
   }
+  const product = () => mix(mix(hashText('matmul'), ...inputs, ...weights), 0)
   switch (op.kind) {
+    case 'matmul_all_reduce':
+    case 'matmul_reduce_scatter':
+      return [product(), mix(1, product())]
+    case 'all_gather_rows':
+      return [inputs[0]!]
+    case 'all_gather_matmul':
+      return [inputs[0]!, product()]
     case 'embed':
     case 'rope_table':
       return [mix(hashText(op.kind), row, ...weights)]

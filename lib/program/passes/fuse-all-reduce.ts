@@ -6,8 +6,8 @@
 
 import { allReduceRmsNorm } from '../../ops/all-reduce-rms-norm.ts'
 import { opSpec } from '../../ops/index.ts'
-import { accessesOf } from '../hazards.ts'
 import type { Program, ProgramOp } from '../types.ts'
+import { dropUnusedBuffers, usesOfBuffers } from '../uses.ts'
 
 export function fuseAllReduce(program: Program): Program {
   const uses = usesOfBuffers(program)
@@ -50,18 +50,6 @@ export function fuseAllReduce(program: Program): Program {
   return dropUnusedBuffers(keepResidualsWhole({ ...program, ops }))
 }
 
-/** Ops that touch each buffer, ascending, once each. */
-function usesOfBuffers(program: Program): number[][] {
-  const uses: number[][] = program.buffers.map(() => [])
-  program.ops.forEach((op, index) => {
-    for (const { view } of accessesOf(program, op)) {
-      const list = uses[view.buffer]!
-      if (list.at(-1) !== index) list.push(index)
-    }
-  })
-  return uses
-}
-
 /**
  * The two-shot form leaves residual rows current on one rank only. Where another kind of op reads
  * the residual after a fused one, every rank needs all rows: one_shot.
@@ -80,25 +68,4 @@ function keepResidualsWhole(program: Program): Program {
     return readLater ? { ...op, attrs: { ...op.attrs, form: 'one_shot' } } : op
   })
   return { ...program, ops }
-}
-
-/** Removes arena buffers that no op uses; views are renumbered. */
-function dropUnusedBuffers(program: Program): Program {
-  const uses = usesOfBuffers(program)
-  const isKept = program.buffers.map(
-    (buffer, index) => buffer.space !== 'arena' || uses[index]!.length > 0,
-  )
-  const buffers = program.buffers.filter((_, index) => isKept[index])
-  let numKept = 0
-  const renumbered = isKept.map((kept) => (kept ? numKept++ : -1))
-  const renumber = <T extends { readonly buffer: number }>(view: T): T => ({
-    ...view,
-    buffer: renumbered[view.buffer]!,
-  })
-  const ops = program.ops.map((op) => ({
-    ...op,
-    inputs: op.inputs.map((view) => view && renumber(view)),
-    outputs: op.outputs.map(renumber),
-  }))
-  return { ...program, buffers, ops }
 }

@@ -4,6 +4,7 @@ import type { Program } from '../types.ts'
 import { fuseAllReduce } from './fuse-all-reduce.ts'
 import { assignLanes, type LaneMode } from './lanes.ts'
 import { splitNanoBatches } from './nano-batch.ts'
+import { type MatmulOverlap, overlapMatmuls } from './overlap-matmul.ts'
 import { deriveWaits } from './waits.ts'
 
 export interface PassOptions {
@@ -13,6 +14,8 @@ export interface PassOptions {
   readonly stagger?: number
   /** Default: `all`. */
   readonly lanes?: LaneMode
+  /** Sums that go into the matmul before them; absent: none. */
+  readonly overlap?: MatmulOverlap | undefined
 }
 
 export interface Pass {
@@ -21,6 +24,7 @@ export interface Pass {
 }
 
 export const PASSES: readonly Pass[] = [
+  { name: 'overlap-matmul', run: (program, { overlap }) => overlapMatmuls(program, overlap) },
   { name: 'fuse-all-reduce', run: fuseAllReduce },
   { name: 'lanes', run: (program, { lanes }) => assignLanes(program, lanes) },
   {
