@@ -2,7 +2,7 @@
  * Records a run for the native driver: the compiled program, the weights manifest, the runtime's
  * options and a few steps of a model. Needs no addon: the recorded decode steps take their tokens from
  * the sampling slots. Usage: tsx scripts/record-run.ts MODEL FOLDER [--tp N] [--ep N]
- * [--parts N]
+ * [--parts N] [--overlap all_reduce:GROUPS|reduce_scatter:GROUPS]
  */
 
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
@@ -18,6 +18,7 @@ import {
 } from '../lib/engine/step.ts'
 import { compileModel, loadModel } from '../lib/models/index.ts'
 import type { RuntimeOptions } from '../lib/native/binding.ts'
+import type { MatmulOverlap } from '../lib/program/passes/overlap-matmul.ts'
 
 const BLOCK_SIZE = 16
 const LIMITS = {
@@ -122,14 +123,16 @@ interface Layout {
   readonly tp: number
   readonly ep: number
   readonly parts: number
+  readonly overlap: MatmulOverlap | undefined
 }
 
-function record(modelFolder: string, folder: string, { tp, ep, parts }: Layout): void {
+function record(modelFolder: string, folder: string, { tp, ep, parts, overlap }: Layout): void {
   const model = loadModel(modelFolder)
   const { program, manifest } = compileModel(model, {
     tensorParallel: tp,
     expertParallel: ep,
     parts,
+    overlap,
     precision: 'auto',
     limits: LIMITS,
   })
@@ -177,14 +180,23 @@ const { values, positionals } = parseArgs({
     tp: { type: 'string', default: '2' },
     ep: { type: 'string', default: '1' },
     parts: { type: 'string', default: '2' },
+    overlap: { type: 'string', default: 'none:0' },
   },
 })
+
+/** `all_reduce:2`: the form and the number of row groups. */
+function overlapOf(text: string): MatmulOverlap | undefined {
+  const [form, groups] = text.split(':')
+  if (form !== 'all_reduce' && form !== 'reduce_scatter') return undefined
+  return { form, groups: Number(groups) }
+}
+
 if (positionals.length !== 2) {
   process.stderr.write(
-    'usage: tsx scripts/record-run.ts MODEL FOLDER [--tp N] [--ep N] [--parts N]\n',
+    'usage: tsx scripts/record-run.ts MODEL FOLDER [--tp N] [--ep N] [--parts N] [--overlap FORM:GROUPS]\n',
   )
   process.exitCode = 2
 } else {
   const [tp, ep, parts] = [values.tp, values.ep, values.parts].map(Number)
-  record(positionals[0], positionals[1], { tp, ep, parts })
+  record(positionals[0], positionals[1], { tp, ep, parts, overlap: overlapOf(values.overlap) })
 }

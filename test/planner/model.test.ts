@@ -179,14 +179,20 @@ describe('chooseSchedule', () => {
     expect(serialSeconds / best!.seconds - 1).toBeCloseTo(gain, 12)
   })
 
-  it('makes a step shorter by sums inside matmuls, which the planner tries too', () => {
-    const serial = predictStep(h100, scheduled(program, SERIAL), shape)
+  it('knows where sums inside matmuls pay: long prompts and slow links, not short ones', () => {
+    const l40s = hardwarePreset('l40s')
     const overlap = { form: 'reduce_scatter', groups: 4 } as const
-    const shares = { network: 16 / 132, memory: 0.4 }
+    const shares = { network: 16 / l40s.units, memory: 0.4 }
     const fused = scheduled(program, { ...SERIAL, shares, overlap })
-    const seconds = predictStep(h100, fused, shape)
-    expect(seconds).toBeLessThan(serial)
-    expect(chooseSchedule(h100, program, shape).best!.seconds).toBeLessThanOrEqual(seconds)
+    const gainOf = (numTokens: number) => {
+      const prompt = mixedShape({ numTokens, numDecodes: 0, context: 0, promptLength: numTokens })
+      const serial = predictStep(l40s, scheduled(program, SERIAL), prompt)
+      return serial / predictStep(l40s, fused, prompt) - 1
+    }
+    expect(gainOf(8192)).toBeGreaterThan(0.1)
+    expect(gainOf(512)).toBeLessThan(0)
+    const { best } = chooseSchedule(l40s, program, shape)
+    expect(best!.seconds).toBeLessThanOrEqual(predictStep(l40s, fused, shape))
   })
 
   it('refuses what gains nothing: a network that costs nothing, one tile, lanes in turn', () => {
