@@ -15,6 +15,8 @@ export interface Measured {
   readonly loopMs: number
   /** Processor time of the whole process, all threads. */
   readonly cpuMs: number
+  /** Processor time of the event loop's thread alone; 0 where the system does not tell. */
+  readonly mainCpuMs: number
   readonly delayP99Ms: number
   readonly delayMaxMs: number
 }

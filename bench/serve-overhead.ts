@@ -2,12 +2,13 @@
  * What the HTTP server costs: the same chat requests, all at once, once straight into the engine and
  * once over HTTP, in turn, medians of many rounds:
  *
- *   npx tsx bench/serve-overhead.ts [--streams 200] [--tokens 64] [--rounds 7] [--threads 1] [--json FILE]
+ *   npx tsx bench/serve-overhead.ts [--streams 200] [--tokens 64] [--rounds 9] [--threads 1] [--json FILE]
  *     [--profile FOLDER]
  *
  * Engine and server share a process, as in `nanoweave serve`; the client is this process, over plain
  * sockets, so that its work is not the server's. On two cores all of them still share the machine:
- * the event loop's own time per token is reported beside the wall time.
+ * the processor time of the event loop's thread, of the whole process and of the client is reported
+ * beside the wall time. Where others use the machine, believe only those.
  */
 
 import { fork } from 'node:child_process'
@@ -24,7 +25,7 @@ const { values } = parseArgs({
     model: { type: 'string', default: 'models/tiny-dense' },
     streams: { type: 'string', default: '200' },
     tokens: { type: 'string', default: '64' },
-    rounds: { type: 'string', default: '7' },
+    rounds: { type: 'string', default: '9' },
     threads: { type: 'string', default: '1' },
     json: { type: 'string' },
     profile: { type: 'string' },
@@ -56,14 +57,24 @@ function ask<Reply>(command: ServerCommand): Promise<Reply> {
   })
 }
 
+/** Of a stream's end, bytes: its usage and `[DONE]` are in them. */
+const TAIL_BYTES = 1024
+
 /** Sends one request over a connection of its own; resolves when its stream has ended well. */
 function streamOnce(host: string, port: number, body: string): Promise<void> {
   return new Promise((resolve, reject) => {
-    const socket = connect(port, host)
+    // As little work as a client can do: bytes are read and forgotten.
+    const received = Buffer.allocUnsafe(16_384)
     let tail = ''
-    socket.on('data', (data: Buffer) => {
-      tail = (tail + data.toString('latin1')).slice(-1024)
-    })
+    const onread = {
+      buffer: received,
+      callback(numBytes: number): boolean {
+        const begin = Math.max(0, numBytes - TAIL_BYTES)
+        tail = (tail + received.toString('latin1', begin, numBytes)).slice(-TAIL_BYTES)
+        return true
+      },
+    }
+    const socket = connect({ port, host, onread })
     socket.on('error', reject)
     socket.on('close', () => {
       const isWhole = tail.includes('data: [DONE]') && tail.includes(`_tokens":${numTokens},`)
@@ -77,10 +88,38 @@ function streamOnce(host: string, port: number, body: string): Promise<void> {
   })
 }
 
+/** Milliseconds between two looks of the client at its sockets. */
+const DOZE_MS = 2
+const dozing = new Int32Array(new SharedArrayBuffer(4))
+
+/**
+ * Until `work` ends this process sleeps between looks at its sockets. Awake for every event it would take
+ * the server's core away 200 times a step, which no client on another machine does.
+ */
+async function whileDozing<T>(work: Promise<T>): Promise<T> {
+  let isDone = false
+  const doze = (): void => {
+    if (isDone) return
+    Atomics.wait(dozing, 0, 0, DOZE_MS)
+    setImmediate(doze)
+  }
+  doze()
+  return work.finally(() => {
+    isDone = true
+  })
+}
+
+/** Processor time of this process in each round with all streams. */
+const clientMs: number[] = []
+
 async function runServed(port: number, streams: number, round: number): Promise<Measured> {
   await ask({ kind: 'begin' })
+  const before = process.cpuUsage()
   const bodies = chatBodies(streams, numTokens, round)
-  await Promise.all(bodies.map((body) => streamOnce('127.0.0.1', port, JSON.stringify(body))))
+  const all = Promise.all(bodies.map((body) => streamOnce('127.0.0.1', port, JSON.stringify(body))))
+  await (streams === 1 ? all : whileDozing(all))
+  const used = process.cpuUsage(before)
+  if (streams === numStreams) clientMs.push((used.user + used.system) / 1000)
   return ask<Measured>({ kind: 'end' })
 }
 
@@ -114,17 +153,25 @@ const median = (numbers: readonly number[]): number => quantile(numbers, 0.5)
 const directRate = median(direct.map((run) => rate(run, numStreams)))
 const servedRate = median(served.map((run) => rate(run, numStreams)))
 const singleRate = median(single.map((run) => rate(run, 1)))
-const perToken = (runs: readonly Measured[], field: 'loopMs' | 'cpuMs') =>
+const perToken = (runs: readonly Measured[], field: 'loopMs' | 'cpuMs' | 'mainCpuMs') =>
   median(runs.map((run) => (1000 * run[field]) / (numStreams * numTokens)))
 const report = {
   version: 1,
   bench: 'serve-overhead',
   machine: describeMachine(),
   options: { ...values, streams: numStreams, tokens: numTokens, rounds: numRounds },
-  direct: { tokensPerSecond: directRate, loopUsPerToken: perToken(direct, 'loopMs') },
+  direct: {
+    tokensPerSecond: directRate,
+    loopUsPerToken: perToken(direct, 'loopMs'),
+    mainCpuUsPerToken: perToken(direct, 'mainCpuMs'),
+    processCpuUsPerToken: perToken(direct, 'cpuMs'),
+  },
   served: {
     tokensPerSecond: servedRate,
     loopUsPerToken: perToken(served, 'loopMs'),
+    mainCpuUsPerToken: perToken(served, 'mainCpuMs'),
+    processCpuUsPerToken: perToken(served, 'cpuMs'),
+    clientCpuUsPerToken: (median(clientMs) * 1000) / (numStreams * numTokens),
     eventLoopDelayP99Ms: median(served.map((run) => run.delayP99Ms)),
     eventLoopDelayMaxMs: median(served.map((run) => run.delayMaxMs)),
     eventLoopUtilization: median(served.map((run) => run.loopMs / run.wallMs)),

@@ -16,6 +16,7 @@ export type {
   FinishReason,
   ForwardResult,
   GenerateChunk,
+  GenerateHandler,
   GenerateManyRequest,
   GenerateRequest,
   GenerateResult,

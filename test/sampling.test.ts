@@ -299,22 +299,19 @@ describe('GenerateOutput', () => {
     }
     const sampling = resolveSampling({ maxTokens: 3, stop: 'lo!?', ignoreEos: true }, context)
     const output = new GenerateOutput(sampling, detokenizer, true)
-    expect(output.push(0, undefined).chunk).toEqual({ text: 'he', tokens: [0] })
-    expect(output.push(1, undefined).chunk).toEqual({ text: '', tokens: [1] })
+    expect(output.push(0, undefined)).toEqual({ text: 'he', tokens: [0] })
+    expect(output.push(1, undefined)).toEqual({ text: '', tokens: [1] })
     const last = output.push(2, undefined)
-    expect(last.chunk).toMatchObject({ text: 'llo!', finishReason: 'length' })
-    expect(last.finishReason).toBe('length')
+    expect(last).toMatchObject({ text: 'llo!', finishReason: 'length' })
   })
 
   it('shows a special stop token only when special tokens are shown', () => {
     const detokenizer = { push: () => '<eos>', finish: () => '' }
     const sampling = resolveSampling({}, context)
-    expect(new GenerateOutput(sampling, detokenizer, true).push(2, undefined).chunk.text).toBe('')
-    expect(new GenerateOutput(sampling, detokenizer, false).push(2, undefined).chunk).toMatchObject(
-      {
-        text: '<eos>',
-        stopReason: 2,
-      },
-    )
+    expect(new GenerateOutput(sampling, detokenizer, true).push(2, undefined).text).toBe('')
+    expect(new GenerateOutput(sampling, detokenizer, false).push(2, undefined)).toMatchObject({
+      text: '<eos>',
+      stopReason: 2,
+    })
   })
 })

@@ -17,7 +17,13 @@ import { assembleEngine, type EngineParts } from './assemble.ts'
 import { Constraints } from './constraints.ts'
 import { type ControlOptions, RequestControl } from './control.ts'
 import { hashPlanWords } from './event-log.ts'
-import { collectOutput, type GenerationContext, openGeneration, totalUsage } from './generation.ts'
+import {
+  collectOutput,
+  Generation,
+  type GenerationContext,
+  openGeneration,
+  totalUsage,
+} from './generation.ts'
 import { JobFactory } from './job-factory.ts'
 import type { Job, PromptSink } from './jobs.ts'
 import {
@@ -39,6 +45,7 @@ import type {
   Explanation,
   FinishReason,
   ForwardResult,
+  GenerateHandler,
   GenerateManyRequest,
   GenerateRequest,
   GenerateResult,
@@ -145,6 +152,15 @@ export class Engine implements AsyncDisposable {
   generateMany(request: GenerateManyRequest): GenerateStream[] {
     checkGenerateManyRequest(request)
     return openGeneration(request, request.n, this.#generation)
+  }
+
+  /**
+   * Like `generateMany` for a caller with many requests, which is told of chunks instead of asking for
+   * each: work begins at once, and `signal` ends it. Throws like `generateMany`.
+   */
+  dispatch(request: GenerateManyRequest, handler: GenerateHandler): void {
+    checkGenerateManyRequest(request)
+    new Generation(request, request.n, this.#generation, handler).start()
   }
 
   /** Generates to the end. Rejects like `generate`. */

@@ -1,6 +1,7 @@
 /**
- * Generation: one call of `generate` or `generateMany`, from the first read of any of its streams to
- * the end of the last. All outputs are queued together or none is; each ends on its own.
+ * Generation: one call of `dispatch`, `generate` or `generateMany`, from its start to the end of its last
+ * output. All outputs are queued together or none is; each ends on its own. A handler is told of every
+ * chunk as it comes; a stream is a handler that keeps chunks until they are asked for.
  */
 
 import { EngineError } from '../errors.ts'
@@ -12,6 +13,8 @@ import type { Constraint, GenerateJob, GenerateSink } from './jobs.ts'
 import type { StepLoop } from './loop.ts'
 import { ChunkStream } from './stream.ts'
 import type {
+  GenerateChunk,
+  GenerateHandler,
   GenerateRequest,
   GenerateResult,
   GenerateStream,
@@ -40,15 +43,30 @@ export function openGeneration(
   context: GenerationContext,
   check: () => void = () => {},
 ): GenerateStream[] {
-  const generation = new Generation(request, numOutputs, context, check)
-  return generation.outputs.map(({ stream }) => stream)
+  const streams = Array.from(
+    { length: numOutputs },
+    (_, index) =>
+      new ChunkStream(
+        () => generation.start(check),
+        () => generation.leave(index),
+      ),
+  )
+  const generation = new Generation(request, numOutputs, context, {
+    onChunk(index, chunk) {
+      streams[index].push(chunk)
+      if (chunk.finishReason !== undefined) streams[index].end()
+    },
+    onError(index, error) {
+      streams[index].fail(error)
+    },
+  })
+  return streams
 }
 
-class Generation {
-  readonly outputs: readonly Output[]
+export class Generation {
+  readonly #outputs: readonly Output[]
   readonly #request: GenerateRequest
   readonly #context: GenerationContext
-  readonly #check: () => void
   #control: RequestControl | undefined
   #isStarted = false
 
@@ -56,29 +74,33 @@ class Generation {
     request: GenerateRequest,
     numOutputs: number,
     context: GenerationContext,
-    check: () => void,
+    handler: GenerateHandler,
   ) {
     this.#request = request
     this.#context = context
-    this.#check = check
-    const onStart = () => this.#start()
     const onEnd = () => this.#onOutputEnd()
-    this.outputs = Array.from(
+    this.#outputs = Array.from(
       { length: numOutputs },
-      (_, index) => new Output(index, context.loop, onStart, onEnd),
+      (_, index) => new Output(index, context.loop, handler, onEnd),
     )
   }
 
-  #start(): void {
+  /** Once: further calls do nothing. `check` throws what is wrong with the request's names. */
+  start(check: () => void = () => {}): void {
     if (this.#isStarted) return
     this.#isStarted = true
-    this.#run().catch((error: unknown) => this.#fail(this.#context.reasonOf(error)))
+    this.#run(check).catch((error: unknown) => this.#fail(this.#context.reasonOf(error)))
   }
 
-  async #run(): Promise<void> {
+  /** Nobody wants this output any more: its handler hears nothing further of it. */
+  leave(index: number): void {
+    this.#outputs[index].leave(new EngineError('ERR_ABORTED', 'the consumer stopped reading'))
+  }
+
+  async #run(check: () => void): Promise<void> {
     const arrivalMs = performance.now()
     const { requireOpen, promptTokens, constraints } = this.#context
-    this.#check()
+    check()
     requireOpen()
     const control = new RequestControl(this.#request, (error) => this.#fail(error))
     this.#control = control
@@ -86,22 +108,26 @@ class Generation {
     const tokens = await promptTokens(this.#request)
     control.throwIfStopped()
     // One after another: the first compiles the grammar, the others find it.
-    for (const output of this.outputs) {
-      if (output.stream.isEnded) continue
-      output.hold(await constraints.open(this.#request, (error) => output.end(error)))
+    for (const output of this.#outputs) {
+      if (output.isEnded) continue
+      output.hold(await constraints.open(this.#request, (error) => output.fail(error)))
     }
     this.#queue(tokens, arrivalMs)
   }
 
   /** All outputs that are still wanted, or none. */
   #queue(tokens: readonly number[], arrivalMs: number): void {
-    const wanted = this.outputs.filter(({ stream }) => !stream.isEnded)
+    const wanted = this.#outputs.filter(({ isEnded }) => !isEnded)
     if (wanted.length === 0) return
     const { requireOpen, jobs, loop } = this.#context
     requireOpen()
-    const group = this.outputs.length > 1 ? createForkGroup() : undefined
-    const created = wanted.map(({ index, sink, constraint }) =>
-      jobs.generate(this.#request, tokens, arrivalMs, sink, { index, constraint, group }),
+    const group = this.#outputs.length > 1 ? createForkGroup() : undefined
+    const created = wanted.map((output) =>
+      jobs.generate(this.#request, tokens, arrivalMs, output, {
+        index: output.index,
+        constraint: output.constraint,
+        group,
+      }),
     )
     wanted.forEach((output, i) => {
       loop.add(created[i])
@@ -116,71 +142,85 @@ class Generation {
       this.#request.onQueued?.(job.sequence.id, index)
     } catch (error) {
       // The caller's own error goes back to the caller as it is.
-      const reason = new EngineError('ERR_ABORTED', 'onQueued threw', { cause: error })
-      for (const output of this.outputs) output.end(reason, error)
+      for (const output of this.#outputs) output.fail(error)
     }
   }
 
   #fail(error: EngineError): void {
-    for (const output of this.outputs) output.end(error)
+    for (const output of this.#outputs) output.fail(error)
   }
 
   #onOutputEnd(): void {
-    if (this.outputs.every(({ stream }) => stream.isEnded)) this.#control?.disarm()
+    if (this.#outputs.every(({ isEnded }) => isEnded)) this.#control?.disarm()
   }
 }
 
-/** One output, from its stream's side. */
-class Output {
+/** One output: the job's sink, and its handler's side. */
+class Output implements GenerateSink {
   readonly index: number
-  readonly stream: ChunkStream
-  readonly sink: GenerateSink
   job: GenerateJob | undefined
   readonly #loop: StepLoop
+  readonly #handler: GenerateHandler
+  readonly #onEnd: () => void
   #constraint: Constraint | undefined
+  #isEnded = false
 
-  constructor(index: number, loop: StepLoop, onStart: () => void, onEnd: () => void) {
+  constructor(index: number, loop: StepLoop, handler: GenerateHandler, onEnd: () => void) {
     this.index = index
     this.#loop = loop
-    this.stream = new ChunkStream(onStart, () => {
-      this.#cancel(new EngineError('ERR_ABORTED', 'the consumer stopped reading'))
-      onEnd()
-    })
-    this.sink = {
-      push: (chunk) => {
-        this.stream.push(chunk)
-        if (chunk.finishReason === undefined) return
-        this.stream.end()
-        onEnd()
-      },
-      fail: (error) => {
-        this.stream.fail(error)
-        onEnd()
-      },
-    }
+    this.#handler = handler
+    this.#onEnd = onEnd
   }
 
+  /** Its handler has heard the last of it. */
+  get isEnded(): boolean {
+    return this.#isEnded
+  }
   get constraint(): Constraint | undefined {
     return this.#constraint
   }
 
-  /** Its output will follow the constraint, if there is one and somebody reads it still. */
+  /** It will follow the constraint, if there is one and somebody wants it still. */
   hold(constraint: Constraint | undefined): void {
-    if (this.stream.isEnded) constraint?.matcher.close()
+    if (this.#isEnded) constraint?.matcher.close()
     else this.#constraint = constraint
   }
 
-  /** `shown`: what the reader gets instead of the reason. */
-  end(reason: EngineError, shown: unknown = reason): void {
-    this.stream.fail(shown)
-    this.#cancel(reason)
-    this.sink.fail(reason)
+  push(chunk: GenerateChunk): void {
+    if (this.#isEnded) return
+    try {
+      this.#handler.onChunk(this.index, chunk)
+    } catch (error) {
+      // The handler's own error goes back to it as it is.
+      this.fail(error)
+      return
+    }
+    if (chunk.finishReason !== undefined) this.#end()
   }
 
-  /** A job closes the matcher itself. */
-  #cancel(error: EngineError): void {
-    if (this.job !== undefined) this.#loop.cancel(this.job, error)
+  /** `error`: what the handler gets. */
+  fail(error: unknown): void {
+    if (this.#isEnded) return
+    const reason =
+      error instanceof EngineError
+        ? error
+        : new EngineError('ERR_ABORTED', 'the request was given up by its caller', { cause: error })
+    this.leave(reason)
+    this.#handler.onError(this.index, error)
+  }
+
+  /** Ends it without telling the handler. */
+  leave(reason: EngineError): void {
+    if (this.#isEnded) return
+    this.#end()
+    // A job closes the matcher itself.
+    if (this.job !== undefined) this.#loop.cancel(this.job, reason)
     else this.#constraint?.matcher.close()
+  }
+
+  #end(): void {
+    this.#isEnded = true
+    this.#onEnd()
   }
 }
 

@@ -18,6 +18,8 @@ export interface Job {
   encode(plan: StepPlan, index: number, updates: SlotUpdates): void
   /** The step has run, and the sequence had not ended. Returns why it ends now, if it does. */
   settle(plan: StepPlan, index: number, result: StepResult, nowMs: number): FinishReason | undefined
+  /** Hands on what `settle` made; called once the next step is on its way. */
+  deliver(): void
   /** It will not end well; called at most once, and never after `settle` gave a reason. */
   fail(error: EngineError): void
 }
@@ -41,6 +43,7 @@ export class GenerateJob implements Job {
   readonly #sink: GenerateSink
   readonly #constraint: Constraint | undefined
   #firstTokenMs = 0
+  #settled: GenerateChunk | undefined
 
   constructor(
     sequence: Sequence,
@@ -83,19 +86,27 @@ export class GenerateJob implements Job {
     const row = plan.firstRows[index]
     if (this.#output.numTokens === 0) this.#firstTokenMs = nowMs
     const token = result.sampled[row]
-    const { chunk, finishReason } = this.#output.push(token, this.#logprob(result, row))
-    if (finishReason === undefined) this.#constrain(token)
-    else this.#constraint?.matcher.close()
-    this.#sink.push(
-      finishReason === undefined
-        ? chunk
-        : { ...chunk, usage: this.#usage(), timings: this.#timings(nowMs) },
-    )
+    const chunk = this.#output.push(token, this.#logprob(result, row))
+    const { finishReason } = chunk
+    if (finishReason === undefined) {
+      this.#constrain(token)
+      this.#settled = chunk
+    } else {
+      this.#constraint?.matcher.close()
+      this.#settled = { ...chunk, usage: this.#usage(), timings: this.#timings(nowMs) }
+    }
     return finishReason
+  }
+
+  deliver(): void {
+    const chunk = this.#settled
+    this.#settled = undefined
+    if (chunk !== undefined) this.#sink.push(chunk)
   }
 
   fail(error: EngineError): void {
     this.#constraint?.matcher.close()
+    this.deliver()
     this.#sink.fail(error)
   }
 
@@ -157,6 +168,7 @@ export class ForwardJob implements Job {
   }
 
   encode(): void {}
+  deliver(): void {}
 
   settle(plan: StepPlan, index: number, result: StepResult): FinishReason | undefined {
     const firstRow = plan.firstRows[index]
@@ -190,6 +202,7 @@ export class ScoreJob implements Job {
   }
 
   encode(): void {}
+  deliver(): void {}
 
   settle(plan: StepPlan, index: number, result: StepResult): FinishReason | undefined {
     for (let row = 0; row < plan.rowCounts[index]; row++)

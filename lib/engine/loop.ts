@@ -35,6 +35,8 @@ export class StepLoop {
   readonly #options: StepLoopOptions
   readonly #jobs = new Map<number, Job>()
   readonly #updates = createSlotUpdates()
+  /** What a step gave them is still to be delivered. */
+  readonly #settled: Job[] = []
   #inFlight = 0
   #numSteps = 0
   #wakeUp: NodeJS.Immediate | undefined
@@ -186,6 +188,8 @@ export class StepLoop {
     }
     scheduler.release(plan)
     this.#pump()
+    // After the next step is on its way: what readers do with their chunks delays none.
+    for (const job of this.#settled.splice(0)) job.deliver()
     this.#notify()
   }
 
@@ -199,6 +203,7 @@ export class StepLoop {
       this.cancel(job, asEngineError(error))
       return
     }
+    this.#settled.push(job)
     if (reason === undefined) return
     this.#jobs.delete(job.sequence.id)
     scheduler.end(job.sequence, 'finished')

@@ -8,12 +8,6 @@ import type { Sampling } from './sampling.ts'
 import { StopMatcher } from './stop-strings.ts'
 import type { FinishReason, GenerateChunk, TokenLogprob } from './types.ts'
 
-/** One chunk, and whether it is the last. */
-export interface OutputEvent {
-  readonly chunk: GenerateChunk
-  readonly finishReason?: FinishReason
-}
-
 export class GenerateOutput {
   readonly #sampling: Sampling
   readonly #detokenizer: Detokenizer | undefined
@@ -37,7 +31,8 @@ export class GenerateOutput {
     return this.#numTokens
   }
 
-  push(token: number, logprob: TokenLogprob | undefined): OutputEvent {
+  /** The token's chunk; with a finishReason the last one. */
+  push(token: number, logprob: TokenLogprob | undefined): GenerateChunk {
     const { minTokens, maxTokens, stopTokens } = this.#sampling
     this.#numTokens++
     const mayStop = this.#numTokens > minTokens
@@ -55,13 +50,13 @@ export class GenerateOutput {
     }
     const finishReason: FinishReason | undefined =
       stopReason !== undefined ? 'stop' : last ? 'length' : undefined
-    const chunk: GenerateChunk = {
+    if (finishReason === undefined && logprob === undefined) return { text, tokens: [token] }
+    return {
       text,
       tokens: [token],
       ...(logprob !== undefined && { logprobs: [logprob] }),
       ...(finishReason !== undefined && { finishReason }),
       ...(stopReason !== undefined && { stopReason }),
     }
-    return finishReason === undefined ? { chunk } : { chunk, finishReason }
   }
 }

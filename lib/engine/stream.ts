@@ -59,7 +59,7 @@ export class ChunkStream implements GenerateStream {
 
   next(): Promise<IteratorResult<GenerateChunk>> {
     if (this.#pending.length > 0) {
-      const value = merge(this.#pending)
+      const value = mergeChunks(this.#pending)
       this.#pending = []
       return Promise.resolve({ done: false, value })
     }
@@ -98,7 +98,8 @@ export class ChunkStream implements GenerateStream {
   }
 }
 
-function merge(chunks: readonly GenerateChunk[]): GenerateChunk {
+/** Chunks of one output in their order, at least one, as one chunk. */
+export function mergeChunks(chunks: readonly GenerateChunk[]): GenerateChunk {
   const last = chunks[chunks.length - 1]
   if (chunks.length === 1) return last
   const logprobs = chunks.flatMap((chunk) => chunk.logprobs ?? [])

@@ -247,6 +247,17 @@ export interface CompleteManyResult {
   readonly usage: Usage
 }
 
+/**
+ * What `Engine.dispatch` tells its caller, output by output, at the end of the turn in which a step's
+ * result came. Whatever `onChunk` throws ends its output, with `onError`.
+ */
+export interface GenerateHandler {
+  /** The last one has a finishReason. */
+  onChunk(index: number, chunk: GenerateChunk): void
+  /** The output ended without its last chunk; an EngineError, or what a callback threw. */
+  onError(index: number, error: unknown): void
+}
+
 /** `return()` cancels the request; breaking out of `for await` calls it. */
 export interface GenerateStream extends AsyncIterableIterator<GenerateChunk> {
   return(): Promise<IteratorResult<GenerateChunk>>

@@ -51,6 +51,9 @@ interface ChoiceState {
   finishReason: WireFinishReason
 }
 
+/** What follows the delta of almost every event. */
+const NOTHING_MORE = ',"logprobs":null,"finish_reason":null}]'
+
 type Delta = Readonly<Record<string, unknown>>
 
 export class ChatAnswer implements Answer {
@@ -93,14 +96,15 @@ export class ChatAnswer implements Answer {
     const parts = choice.parser.push(this.#visibleText(chunk))
     if (isLast) parts.push(...choice.parser.finish())
     for (const logprob of this.#visibleLogprobs(chunk)) choice.logprobs.push(logprob)
-    const wanted = parts.filter((part) => this.#isWanted(choice, part))
     choice.finishReason = wireFinishReason(chunk) ?? choice.finishReason
-    if (!this.#options.isStreamed) {
-      for (const part of wanted) this.#keep(choice, part)
-      return []
+    const events: string[] = []
+    for (const part of parts) {
+      if (!this.#isWanted(choice, part)) continue
+      if (this.#options.isStreamed)
+        events.push(this.#event(choice, index, this.#delta(choice, part)))
+      else this.#keep(choice, part)
     }
-    const events = wanted.map((part) => this.#event(choice, index, this.#delta(choice, part)))
-    if (isLast) {
+    if (isLast && this.#options.isStreamed) {
       if (choice.logprobs.length > 0) events.push(this.#event(choice, index, { content: '' }))
       events.push(this.#event(choice, index, {}, this.#finishReason(choice)))
     }
@@ -144,9 +148,12 @@ export class ChatAnswer implements Answer {
     delta: Delta,
     finishReason: string | null = null,
   ): string {
-    const logprobs = JSON.stringify(this.#takeLogprobs(choice))
-    const reason = JSON.stringify(finishReason)
-    return `${this.#eventHead}[{"index":${index},"delta":${JSON.stringify(delta)},"logprobs":${logprobs},"finish_reason":${reason}}]${this.#eventTail}`
+    const logprobs = this.#takeLogprobs(choice)
+    const rest =
+      logprobs === null && finishReason === null
+        ? NOTHING_MORE
+        : `,"logprobs":${JSON.stringify(logprobs)},"finish_reason":${JSON.stringify(finishReason)}}]`
+    return `${this.#eventHead}[{"index":${index},"delta":${JSON.stringify(delta)}${rest}${this.#eventTail}`
   }
 
   #finishReason(choice: ChoiceState): string {
@@ -185,7 +192,6 @@ export class ChatAnswer implements Answer {
   }
 
   #delta(choice: ChoiceState, part: OutputPart): Delta {
-    // One event per part: `numCalls` may already count calls that begin later in the same chunk.
     switch (part.kind) {
       case 'content':
         return { content: part.text }

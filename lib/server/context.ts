@@ -1,6 +1,7 @@
 /** What every route sees: the engine, the model's name and abilities, limits and metrics. */
 
 import { ApiError, badRequest, engineFailed } from './api-error.ts'
+import type { WriteBatch } from './event-stream.ts'
 import type { Metrics } from './metrics.ts'
 import type { ToolFormat } from './tools/index.ts'
 import type { StartSpan } from './tracing.ts'
@@ -15,6 +16,8 @@ export interface ServerContext {
   readonly limits: ServerLimits
   readonly metrics: Metrics
   readonly startSpan: StartSpan
+  /** Of all event streams. */
+  readonly writes: WriteBatch
   /** Undefined: tools are refused. */
   readonly toolFormat: ToolFormat | undefined
   readonly splitsReasoning: boolean

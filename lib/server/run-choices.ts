@@ -17,8 +17,7 @@ export interface RunChoices {
   readonly controller: AbortController
   /** All are queued: from here on a failure is not a refusal. */
   readonly onAdmitted: () => void
-  /** Nothing more of choice `index` is read until it resolves. */
-  readonly onChunk: (index: number, chunk: GenerateChunk) => Promise<void> | undefined
+  readonly onChunk: (index: number, chunk: GenerateChunk) => void
 }
 
 export function countChoices(groups: readonly ChoiceGroup[]): number {
@@ -26,41 +25,52 @@ export function countChoices(groups: readonly ChoiceGroup[]): number {
 }
 
 /** Resolves when all have ended; rejects with the first failure, after all have ended. */
-export async function runChoices(
+export function runChoices(
   engine: ServedEngine,
   groups: readonly ChoiceGroup[],
   { arrivalMs, controller, onAdmitted, onChunk }: RunChoices,
 ): Promise<void> {
-  let numToAdmit = countChoices(groups)
-  let failure: { readonly error: unknown } | undefined
-  const guard = async (run: () => Promise<void>): Promise<void> => {
-    try {
-      await run()
-    } catch (error) {
+  return new Promise((resolve, reject) => {
+    let numOpen = countChoices(groups)
+    let numToAdmit = numOpen
+    let failure: { readonly error: unknown } | undefined
+    const end = (numEnded = 1): void => {
+      numOpen -= numEnded
+      if (numOpen > 0) return
+      if (failure === undefined) resolve()
+      else reject(failure.error)
+    }
+    const fail = (error: unknown, numEnded = 1): void => {
       failure ??= { error }
       controller.abort()
+      end(numEnded)
     }
-  }
-  const runGroup = async ({ first, request }: ChoiceGroup): Promise<void> => {
-    const { deadlineMs } = request
-    const streams = engine.generateMany({
-      ...request,
-      ...(deadlineMs !== undefined && { deadlineMs: remainingMs(deadlineMs, arrivalMs) }),
-      signal: controller.signal,
-      onQueued: () => {
-        if (--numToAdmit === 0) onAdmitted()
-      },
-    })
-    const read = async (stream: AsyncIterable<GenerateChunk>, index: number): Promise<void> => {
-      for await (const chunk of stream) {
-        const taken = onChunk(first + index, chunk)
-        if (taken !== undefined) await taken
+    const runGroup = ({ first, request }: ChoiceGroup): void => {
+      const { deadlineMs } = request
+      const whole: GenerateManyRequest = {
+        ...request,
+        ...(deadlineMs !== undefined && { deadlineMs: remainingMs(deadlineMs, arrivalMs) }),
+        signal: controller.signal,
+        onQueued: () => {
+          if (--numToAdmit === 0) onAdmitted()
+        },
+      }
+      engine.dispatch(whole, {
+        onChunk(index, chunk) {
+          onChunk(first + index, chunk)
+          if (chunk.finishReason !== undefined) end()
+        },
+        onError: (_, error) => fail(error),
+      })
+    }
+    for (const group of groups) {
+      try {
+        runGroup(group)
+      } catch (error) {
+        fail(error, group.request.n)
       }
     }
-    await Promise.all(streams.map((stream, index) => guard(() => read(stream, index))))
-  }
-  await Promise.all(groups.map((group) => guard(() => runGroup(group))))
-  if (failure !== undefined) throw failure.error
+  })
 }
 
 /** Never 0: what is past its deadline fails as soon as it starts. */

@@ -17,6 +17,7 @@ import { EngineError } from '../errors.ts'
 import { type Admission, addAdmission } from './admission.ts'
 import { ApiError, badRequest, toApiError } from './api-error.ts'
 import type { ServerContext } from './context.ts'
+import { WriteBatch } from './event-stream.ts'
 import { parseJsonBody } from './json-body.ts'
 import { createMetrics } from './metrics.ts'
 import { watchReadiness } from './readiness.ts'
@@ -63,6 +64,7 @@ export function createServer(engine: ServedEngine, options: ServerOptions = {}):
     modelName,
     version,
     startSpan: createTracing(modelName, version),
+    writes: new WriteBatch(),
     startedAt: Math.floor(Date.now() / 1000),
     limits,
     metrics,

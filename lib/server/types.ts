@@ -3,9 +3,9 @@
 import type {
   EngineInfo,
   EngineStats,
+  GenerateHandler,
   GenerateManyRequest,
   GenerateRequest,
-  GenerateStream,
   StepRecord,
 } from '../engine/types.ts'
 import type { Tokenizer } from '../tokenizer/index.ts'
@@ -14,7 +14,7 @@ import type { Tokenizer } from '../tokenizer/index.ts'
 export interface ServedEngine {
   readonly info: EngineInfo
   readonly tokenizer: Tokenizer | undefined
-  generateMany(request: GenerateManyRequest): GenerateStream[]
+  dispatch(request: GenerateManyRequest, handler: GenerateHandler): void
   tokenize(
     request: Pick<GenerateRequest, 'prompt' | 'messages' | 'tools' | 'chatTemplateKwargs'>,
   ): Promise<number[]>

@@ -11,6 +11,7 @@ import type { Answer, AnswerHeader } from '../answer.ts'
 import { type ApiError, engineFailed, toApiError } from '../api-error.ts'
 import type { ServerContext } from '../context.ts'
 import { EventStream } from '../event-stream.ts'
+import { HeldChunks } from '../held-chunks.ts'
 import { type ChoiceGroup, countChoices, runChoices } from '../run-choices.ts'
 
 export interface Completion {
@@ -52,14 +53,29 @@ export async function runCompletion(
   const { answer, groups, isStreamed, includeUsage } = completion
   const { limits } = context
   let stream: EventStream | undefined
+  const held = new HeldChunks()
+  const take = (index: number, chunk: GenerateChunk): void => {
+    const events = answer.push(index, chunk)
+    stream?.send(events)
+  }
   const openStream = (): void => {
     reply.hijack()
     stream = new EventStream(reply.raw, {
       headers: { 'x-request-id': request.id },
       pingMs: limits.pingMs,
       stalledMs: limits.stalledMs,
+      batch: context.writes,
+      onRoom: () => {
+        if (held.isEmpty) return
+        try {
+          held.release(take)
+        } catch (error) {
+          request.log.error({ err: error }, 'stream broken off')
+          reply.raw.destroy()
+        }
+      },
     })
-    void stream.send(answer.open())
+    stream.send(answer.open())
   }
   const usage = createUsage(groups)
   const observe = createObserver(context)
@@ -84,8 +100,9 @@ export async function runCompletion(
         observe(index, chunk)
         usage.add(index, chunk)
         if (chunk.finishReason !== undefined) finishReasons[index] = chunk.finishReason
-        const events = answer.push(index, chunk)
-        return stream?.send(events)
+        const mustWait = isStreamed && (stream === undefined || stream.isBehind || !held.isEmpty)
+        if (mustWait) held.add(index, chunk)
+        else take(index, chunk)
       },
     })
   } catch (error) {
@@ -94,7 +111,9 @@ export async function runCompletion(
     span.fail(apiError.code, apiError.message)
     if (stream === undefined) throw apiError
     const isGone = controller.signal.aborted && reply.raw.destroyed
-    if (!isGone) await endWithError(request, stream, apiError, error)
+    if (isGone) return
+    if (!held.isEmpty) await stream.drained()
+    endWithError(request, stream, apiError, error)
     return
   }
   span.end(usage.total, finishReasons)
@@ -102,19 +121,20 @@ export async function runCompletion(
     await reply.send(answer.body(usage.total))
     return
   }
-  if (includeUsage) await stream.send([answer.usageEvent(usage.total)])
+  if (!held.isEmpty) await stream.drained()
+  if (includeUsage) stream.send([answer.usageEvent(usage.total)])
   stream.end('[DONE]')
 }
 
 /** After the headers there is no status to send: an event, and the end. */
-async function endWithError(
+function endWithError(
   request: FastifyRequest,
   stream: EventStream,
   apiError: ApiError,
   cause: unknown,
-): Promise<void> {
+): void {
   request.log.warn({ err: cause, code: apiError.code }, 'stream ended by an error')
-  await stream.send([JSON.stringify(apiError.body)])
+  stream.send([JSON.stringify(apiError.body)])
   stream.end(undefined)
 }
 
@@ -140,11 +160,11 @@ function createUsage(groups: readonly ChoiceGroup[]) {
 }
 
 function createObserver({ metrics }: ServerContext) {
-  const lastMs = new Map<number, number>()
+  const lastMs: (number | undefined)[] = []
   return (index: number, chunk: GenerateChunk): void => {
     const now = performance.now()
-    const last = lastMs.get(index)
-    lastMs.set(index, now)
+    const last = lastMs[index]
+    lastMs[index] = now
     if (chunk.tokens.length > 0)
       metrics.observeTokens(
         chunk.tokens.length,

@@ -1,0 +1,112 @@
+/** Engine.dispatch: told of chunks, the same ones that streams give; a step's after the next is on its way. */
+
+import { describe, expect, it } from 'vitest'
+import type { Engine } from '../lib/engine/engine.ts'
+import type { GenerateChunk, GenerateManyRequest } from '../lib/engine/types.ts'
+import type { EngineError } from '../lib/errors.ts'
+import { collect, open, prompt } from './support/fake-engine.ts'
+
+interface Heard {
+  readonly chunks: GenerateChunk[][]
+  readonly errors: unknown[]
+}
+
+/** Runs a request to the ends of all its outputs. `onChunk` may throw. */
+function dispatch(
+  engine: Engine,
+  request: GenerateManyRequest,
+  onChunk: (index: number, chunk: GenerateChunk) => void = () => {},
+): Promise<Heard> {
+  const chunks: GenerateChunk[][] = Array.from({ length: request.n }, () => [])
+  const errors: unknown[] = []
+  let numOpen = request.n
+  return new Promise((resolve) => {
+    const end = () => {
+      if (--numOpen === 0) resolve({ chunks, errors })
+    }
+    engine.dispatch(request, {
+      onChunk(index, chunk) {
+        onChunk(index, chunk)
+        chunks[index].push(chunk)
+        if (chunk.finishReason !== undefined) end()
+      },
+      onError(index, error) {
+        errors[index] = error
+        end()
+      },
+    })
+  })
+}
+
+const tokensOf = (chunks: readonly GenerateChunk[]) => chunks.flatMap(({ tokens }) => tokens)
+const codeOf = (error: unknown) => (error as EngineError).code
+const REQUEST = { tokens: prompt(20), n: 3, maxTokens: 12, temperature: 1, seed: 3, logprobs: true }
+
+describe('dispatch', () => {
+  it('tells what streams give, a chunk for each token', async () => {
+    const { engine } = await open()
+    const streams = await Promise.all(engine.generateMany(REQUEST).map(collect))
+    const { chunks, errors } = await dispatch(engine, REQUEST)
+    expect(chunks.map(tokensOf)).toEqual(streams.map(({ tokens }) => tokens))
+    for (const output of chunks) {
+      for (const { tokens, logprobs } of output)
+        expect([tokens.length, logprobs?.length]).toEqual([1, 1])
+      expect(output.at(-1)).toMatchObject({ usage: { promptTokens: 20 } })
+      expect(output.filter(({ finishReason }) => finishReason !== undefined)).toHaveLength(1)
+    }
+    expect(errors).toEqual([])
+  })
+
+  it('tells of a step once the next one is submitted', async () => {
+    const { engine, runtime } = await open({ pipelineDepth: 2 })
+    const submitted: number[] = []
+    await dispatch(engine, { ...REQUEST, n: 1, ignoreEos: true }, () => {
+      submitted.push(runtime.steps.length)
+    })
+    // The first token comes from step 1; steps 2 and 3 are on their way when it is handed out.
+    expect(submitted.slice(0, 8)).toEqual([3, 4, 5, 6, 7, 8, 9, 10])
+  })
+
+  it('ends an output with what its callback throws, and no other', async () => {
+    const { engine } = await open()
+    const mistake = new Error('mine')
+    const { chunks, errors } = await dispatch(engine, { ...REQUEST, ignoreEos: true }, (index) => {
+      if (index === 1) throw mistake
+    })
+    expect(chunks.map(({ length }) => length)).toEqual([12, 0, 12])
+    expect(errors).toEqual([undefined, mistake])
+    expect(engine.stats().finished).toEqual({ stop: 0, length: 2, abort: 1 })
+  })
+
+  it('ends an output with what its callback throws at the last token', async () => {
+    const { engine } = await open()
+    const mistake = new Error('mine')
+    const { errors } = await dispatch(engine, { ...REQUEST, n: 1 }, (_, chunk) => {
+      if (chunk.finishReason !== undefined) throw mistake
+    })
+    expect(errors).toEqual([mistake])
+  })
+
+  it('ends with its signal, from within a callback too; nothing is told after it', async () => {
+    const { engine } = await open()
+    const controller = new AbortController()
+    const request = { ...REQUEST, ignoreEos: true, signal: controller.signal }
+    const { chunks, errors } = await dispatch(engine, request, (index, { tokens }) => {
+      if (index === 0 && tokens.length > 0) controller.abort()
+    })
+    expect(errors.map(codeOf)).toEqual(Array(3).fill('ERR_ABORTED'))
+    expect(chunks.slice(1).every(({ length }) => length <= 1)).toBe(true)
+    const { running, waiting, finished } = engine.stats()
+    expect([running, waiting, finished.abort]).toEqual([0, 0, 3])
+  })
+
+  it('throws for unknown names, and tells of what else is wrong', async () => {
+    const { engine } = await open()
+    await expect(dispatch(engine, { ...REQUEST, wrong: 1 } as never)).rejects.toThrow('wrong')
+    const { errors } = await dispatch(engine, { ...REQUEST, tokens: [-1] })
+    expect(errors.map(codeOf)).toEqual(Array(3).fill('ERR_USAGE'))
+    await engine.close()
+    const closed = await dispatch(engine, REQUEST)
+    expect(closed.errors.map(codeOf)).toEqual(Array(3).fill('ERR_CLOSED'))
+  })
+})
