@@ -36,6 +36,7 @@ const RECORDINGS: readonly Recording[] = [
   { suite: 'attention-decode', ranks: 1 },
   { suite: 'rms-norm', ranks: 1 },
   { suite: 'copy', ranks: 1 },
+  { suite: 'moe-decode', ranks: 1 },
   { suite: 'all-reduce', ranks: 2 },
   { suite: 'all-reduce-rms-norm', ranks: 2 },
 ]

@@ -160,3 +160,14 @@ it('bench engine runs alone when node-llama-cpp is not installed', async () => {
   const { memory } = report.details.nanoweave as { memory: { peakRssBytes: number } }
   expect(memory.peakRssBytes).toBeGreaterThan(0)
 })
+
+it('bench moe-decode: the dense copies of the demo model compute one function', async () => {
+  const json = path.join(scratch, 'moe-decode.json')
+  await promisify(execFile)(process.execPath, [
+    ...['--import', 'tsx', 'lib/cli/main.ts', 'bench', 'moe-decode'],
+    ...['--sizes', '1x4x6', '--rounds', '1', '--cache', scratch, '--json', json],
+  ])
+  const { rows }: BenchReport = JSON.parse(readFileSync(json, 'utf8'))
+  expect(rows.map(({ variant }) => variant)).toEqual(['vs dense', 'vs all experts'])
+  for (const { checked, wrong } of rows) expect([checked, wrong]).toEqual([64, 0])
+})

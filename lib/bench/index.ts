@@ -12,6 +12,7 @@ import { attentionDecodeSuite, attentionPrefillSuite } from './suites/attention.
 import { allReduceRmsNormSuite, allReduceSuite } from './suites/collectives.ts'
 import { engineSuite } from './suites/engine.ts'
 import { matmulSuite } from './suites/matmul.ts'
+import { moeDecodeSuite } from './suites/moe-decode.ts'
 import { copySuite, rmsNormSuite } from './suites/rows.ts'
 
 export { renderHtml } from './html.ts'
@@ -29,6 +30,7 @@ export const BENCH_SUITES: readonly BenchSuite[] = [
   copySuite,
   allReduceSuite,
   allReduceRmsNormSuite,
+  moeDecodeSuite,
 ]
 
 export function findSuite(name: string): BenchSuite {

@@ -8,10 +8,14 @@
 //
 // With few rows (decode) an item streams its panels from memory once and items are sized for even
 // sharing. Partial sums between k blocks are float32 in the thread's part of the scratch memory.
+// The items of several matmuls (experts) may be dealt together: one round of the pool, not one
+// each.
 #include "cpu/matmul.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <span>
 
 #include "core/error.h"
 #include "cpu/matmul_kernel.h"
@@ -56,7 +60,9 @@ struct Plan {
   int64_t sums_rows = 0;    // rows of a thread's partial sums
 };
 
-Plan make_plan(const MatmulKernel& kernel, const MatmulArgs& args, int num_threads) {
+// `together`: matmuls whose items are dealt together; the more, the fewer items of each will do.
+Plan make_plan(const MatmulKernel& kernel, const MatmulArgs& args, int num_threads,
+               int64_t together) {
   Plan plan;
   plan.m = args.x.rows;
   plan.n = args.n;
@@ -80,7 +86,8 @@ Plan make_plan(const MatmulKernel& kernel, const MatmulArgs& args, int num_threa
     // W is read once: an item is long, for the kernel to read ahead in it, and ends where its sums
     // would leave the cache.
     plan.panel_parts = divide_up(plan.panels, kReadOncePanels);
-    if (num_threads > 1) plan.panel_parts = std::max(plan.panel_parts, kLongItems * num_threads);
+    if (num_threads > 1)
+      plan.panel_parts = std::max(plan.panel_parts, divide_up(kLongItems * num_threads, together));
   } else {
     const int64_t bytes = plan.panel_unit * plan.panel_stride / plan.k_blocks;
     plan.panel_parts =
@@ -88,15 +95,16 @@ Plan make_plan(const MatmulKernel& kernel, const MatmulArgs& args, int num_threa
     if (plan.k_blocks > 1) plan.row_parts = divide_up(plan.m, kPartialRows);
     // Until every thread has several items: fewer rows to an item, but not so few that loading its
     // weights shows; then fewer panels.
-    const int64_t wanted = num_threads > 1 ? kShortItems * num_threads : 1;
+    const int64_t wanted = num_threads > 1 ? divide_up(kShortItems * num_threads, together) : 1;
     plan.row_parts = std::max(plan.row_parts, std::min(divide_up(wanted, plan.panel_parts),
                                                        divide_up(row_blocks, kMinRowBlocks)));
     plan.panel_parts = std::max(plan.panel_parts, divide_up(wanted, plan.row_parts));
   }
   // Even shares for threads of even speed.
-  plan.panel_parts = std::min(units, round_up(plan.panel_parts, num_threads));
-  if (plan.panel_parts * plan.row_parts < num_threads)
-    plan.row_parts = std::min(row_blocks, divide_up(num_threads, plan.panel_parts));
+  const int64_t threads = divide_up(num_threads, together);
+  plan.panel_parts = std::min(units, round_up(plan.panel_parts, threads));
+  if (plan.panel_parts * plan.row_parts < threads)
+    plan.row_parts = std::min(row_blocks, divide_up(threads, plan.panel_parts));
   plan.sums_stride = divide_up(units, plan.panel_parts) * plan.panel_unit * kPanelWidth;
   plan.sums_rows = round_up(
       plan.k_blocks > 1 ? divide_up(row_blocks, plan.row_parts) * kernel.max_rows : kernel.max_rows,
@@ -185,6 +193,86 @@ void run_item(const MatmulKernel& kernel, const MatmulArgs& args, const Plan& pl
   }
 }
 
+// One of the matmuls that are dealt together.
+struct Task {
+  const MatmulKernel* kernel = nullptr;
+  const MatmulArgs* args = nullptr;
+  Plan plan;
+  Operand x;
+  int64_t prepared_rows = 0;  // of x, copied to scratch memory; 0: x is read where it is
+  int64_t first_item = 0;     // among the items of all
+
+  int64_t items() const { return plan.panel_parts * plan.row_parts; }
+  int64_t sums_floats() const { return plan.sums_rows * plan.sums_stride; }
+};
+
+void make_task(Task& task, int num_threads, int64_t together) {
+  task.plan = make_plan(*task.kernel, *task.args, num_threads, together);
+  const Tensor& x = task.args->x;
+  const bool in_place = usable_in_place(*task.kernel, x);
+  task.x = {.data = x.data,
+            .stride = in_place ? x.row_bytes() : operand_stride(*task.kernel, task.plan.k)};
+  task.prepared_rows = in_place ? 0 : round_up(task.plan.m, task.kernel->row_multiple);
+}
+
+void prepare_rows(const Task& task, std::byte* out, ThreadPool& pool) {
+  constexpr int64_t kConversionBytes = 64 * 1024;  // per index: worth handing to another thread
+  const int64_t rows_per_index = std::max<int64_t>(1, kConversionBytes / task.x.stride);
+  pool.parallel_for(divide_up(task.prepared_rows, rows_per_index), [&](int64_t index, int) {
+    const int64_t end = std::min(task.prepared_rows, (index + 1) * rows_per_index);
+    for (int64_t row = index * rows_per_index; row < end; ++row)
+      prepare_row(*task.kernel, task.args->x, row, out + row * task.x.stride, task.x.stride);
+  });
+}
+
+void run_task_item(const Task& task, int64_t index, float* sums) {
+  const auto& [kernel, args, plan, x, prepared_rows, first_item] = task;
+  // Panels vary fastest: threads work on the same rows of x at a time.
+  const int64_t panel_part = index % plan.panel_parts;
+  const int64_t row_part = index / plan.panel_parts;
+  const Item item{
+      .row_begin = part_begin(plan.m, plan.row_parts, row_part, kernel->max_rows),
+      .row_end = part_begin(plan.m, plan.row_parts, row_part + 1, kernel->max_rows),
+      .panel_begin = part_begin(plan.panels, plan.panel_parts, panel_part, plan.panel_unit),
+      .panel_end = part_begin(plan.panels, plan.panel_parts, panel_part + 1, plan.panel_unit)};
+  if (kernel->enter) kernel->enter();
+  run_item(*kernel, *args, plan, x, item, sums);
+  if (kernel->leave) kernel->leave();
+}
+
+// Kernel and arguments of every task are set.
+void run_tasks(std::span<Task> tasks, ThreadPool& pool, Scratch& scratch) {
+  if (tasks.empty()) return;
+  int64_t items = 0, operand_bytes = 0, sums_floats = 0;
+  for (Task& task : tasks) {
+    make_task(task, pool.num_threads(), static_cast<int64_t>(tasks.size()));
+    task.first_item = items;
+    items += task.items();
+    operand_bytes += task.prepared_rows * task.x.stride;
+    sums_floats = std::max(sums_floats, task.sums_floats());
+  }
+  std::byte* memory =
+      scratch.get(operand_bytes + pool.num_threads() * sums_floats * int64_t{sizeof(float)});
+  auto* sums = reinterpret_cast<float*>(memory + operand_bytes);
+  for (Task& task : tasks) {
+    if (task.prepared_rows == 0) continue;
+    prepare_rows(task, memory, pool);
+    task.x.data = memory;
+    memory += task.prepared_rows * task.x.stride;
+  }
+  pool.parallel_for(items, [&](int64_t index, int thread) {
+    const Task* task = tasks.data() + tasks.size() - 1;
+    while (task->first_item > index) --task;
+    run_task_item(*task, index - task->first_item, sums + thread * sums_floats);
+  });
+}
+
+bool is_empty(const MatmulArgs& args) {
+  CHECK(args.y.rows == args.x.rows && args.y.cols == args.n);
+  CHECK(args.y.dtype != DType::kI32 && args.y.dtype != DType::kU8);
+  return args.x.rows == 0 || args.n == 0;
+}
+
 }  // namespace
 
 const MatmulKernel& choose_kernel(const MatmulArgs& args, CpuIsa isa) {
@@ -203,47 +291,30 @@ const MatmulKernel& choose_kernel(const MatmulArgs& args, CpuIsa isa) {
 
 void matmul_with(const MatmulKernel& kernel, const MatmulArgs& args, ThreadPool& pool,
                  Scratch& scratch) {
-  CHECK(args.y.rows == args.x.rows && args.y.cols == args.n);
-  CHECK(args.y.dtype != DType::kI32 && args.y.dtype != DType::kU8);
-  if (args.x.rows == 0 || args.n == 0) return;
-  const Plan plan = make_plan(kernel, args, pool.num_threads());
-
-  const bool in_place = usable_in_place(kernel, args.x);
-  const int64_t stride = in_place ? args.x.row_bytes() : operand_stride(kernel, plan.k);
-  const int64_t operand_rows = in_place ? 0 : round_up(plan.m, kernel.row_multiple);
-  const int64_t sums_floats = plan.sums_rows * plan.sums_stride;
-  std::byte* memory = scratch.get(operand_rows * stride +
-                                  pool.num_threads() * sums_floats * int64_t{sizeof(float)});
-  auto* sums = reinterpret_cast<float*>(memory + operand_rows * stride);
-
-  if (operand_rows > 0) {
-    constexpr int64_t kConversionBytes = 64 * 1024;  // per index: worth handing to another thread
-    const int64_t rows_per_index = std::max<int64_t>(1, kConversionBytes / stride);
-    pool.parallel_for(divide_up(operand_rows, rows_per_index), [&](int64_t index, int) {
-      const int64_t end = std::min(operand_rows, (index + 1) * rows_per_index);
-      for (int64_t row = index * rows_per_index; row < end; ++row)
-        prepare_row(kernel, args.x, row, memory + row * stride, stride);
-    });
-  }
-  const Operand x{.data = in_place ? args.x.data : memory, .stride = stride};
-
-  // Panels vary fastest: threads work on the same rows of x at a time.
-  pool.parallel_for(plan.panel_parts * plan.row_parts, [&](int64_t index, int thread) {
-    const int64_t panel_part = index % plan.panel_parts;
-    const int64_t row_part = index / plan.panel_parts;
-    const Item item{
-        .row_begin = part_begin(plan.m, plan.row_parts, row_part, kernel.max_rows),
-        .row_end = part_begin(plan.m, plan.row_parts, row_part + 1, kernel.max_rows),
-        .panel_begin = part_begin(plan.panels, plan.panel_parts, panel_part, plan.panel_unit),
-        .panel_end = part_begin(plan.panels, plan.panel_parts, panel_part + 1, plan.panel_unit)};
-    if (kernel.enter) kernel.enter();
-    run_item(kernel, args, plan, x, item, sums + thread * sums_floats);
-    if (kernel.leave) kernel.leave();
-  });
+  if (is_empty(args)) return;
+  Task task;
+  task.kernel = &kernel;
+  task.args = &args;
+  run_tasks({&task, 1}, pool, scratch);
 }
 
 void matmul(const MatmulArgs& args, CpuIsa isa, ThreadPool& pool, Scratch& scratch) {
   matmul_with(choose_kernel(args, isa), args, pool, scratch);
+}
+
+void matmuls(std::span<const MatmulArgs> all, CpuIsa isa, ThreadPool& pool, Scratch& scratch) {
+  std::array<Task, kMatmulsTogether> tasks;
+  size_t count = 0;
+  for (const MatmulArgs& args : all) {
+    if (!is_empty(args)) {
+      Task& task = tasks[count++];
+      task.kernel = &choose_kernel(args, isa);
+      task.args = &args;
+    }
+    if (count < tasks.size() && &args != &all.back()) continue;
+    run_tasks({tasks.data(), count}, pool, scratch);
+    count = 0;
+  }
 }
 
 }  // namespace nanoweave

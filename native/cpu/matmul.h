@@ -14,7 +14,9 @@
 // Exception: AMX takes over from AVX512-BF16 at M ≥ 16; `deterministic` pins one kernel.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "core/tensor.h"
 #include "cpu/isa.h"
@@ -53,5 +55,10 @@ struct MatmulArgs {
 
 // Runs on the calling rank's pool. `scratch` belongs to the rank and grows as needed.
 void matmul(const MatmulArgs& args, CpuIsa isa, ThreadPool& pool, struct Scratch& scratch);
+
+// Each of them with the bits that matmul() gives; up to kMatmulsTogether are one round of the pool.
+void matmuls(std::span<const MatmulArgs> all, CpuIsa isa, ThreadPool& pool,
+             struct Scratch& scratch);
+inline constexpr size_t kMatmulsTogether = 32;
 
 }  // namespace nanoweave

@@ -1,6 +1,9 @@
 // grouped_matmul: y = x·W[e]ᵀ + bias[e] for the rows [offsets[e], offsets[e + 1]) of each local
 // expert e. x [N, K], y [N, M]; the experts' weights [M, K] lie below each other, each padded to
-// whole panels, so that an expert is a packed matrix of its own.
+// whole panels, so that an expert is a packed matrix of its own. Experts are dealt to the threads
+// together: a token chooses several, and each alone is little work.
+#include <array>
+
 #include "cpu/matmul.h"
 #include "ops/experts.h"
 #include "ops/rows.h"
@@ -27,18 +30,25 @@ HostKernel prepare_grouped_matmul(const OpInstance& op) {
     const Tensor& x = run.in[0];
     const Tensor& y = run.out[0];
     const int32_t* offsets = checked_offsets(run, run.in[1], x.rows);
+    std::array<MatmulArgs, kMatmulsTogether> together;
+    size_t count = 0;
+    const auto flush = [&] {
+      matmuls({together.data(), count}, run.rank.isa, *run.rank.pool, *run.rank.scratch);
+      count = 0;
+    };
     for (int64_t e = 0; e < experts; ++e) {
       const int64_t rows = offsets[e + 1] - offsets[e];
       if (rows == 0) continue;
-      matmul({.x = {x.row(offsets[e]), x.dtype, rows, x.cols},
-              .w = run.in[2].data + e * expert_bytes,
-              .w_dtype = run.in[2].dtype,
-              .n = y.cols,
-              .bias = run.in[3] ? floats(run.in[3]) + e * padded : nullptr,
-              .y = {y.row(offsets[e]), y.dtype, rows, y.cols},
-              .deterministic = run.rank.deterministic},
-             run.rank.isa, *run.rank.pool, *run.rank.scratch);
+      together[count++] = {.x = {x.row(offsets[e]), x.dtype, rows, x.cols},
+                           .w = run.in[2].data + e * expert_bytes,
+                           .w_dtype = run.in[2].dtype,
+                           .n = y.cols,
+                           .bias = run.in[3] ? floats(run.in[3]) + e * padded : nullptr,
+                           .y = {y.row(offsets[e]), y.dtype, rows, y.cols},
+                           .deterministic = run.rank.deterministic};
+      if (count == together.size()) flush();
     }
+    flush();
   };
 }
 

@@ -222,6 +222,15 @@ export const EXPERT_CASES: readonly OpCase[] = [
   ...ACT_DTYPES.map((dtype) =>
     groupedMatmulCase({ counts: [3, 0, 1, 37], depth: 29, width: 21, dtype, weightDtype: dtype }),
   ),
+  // More experts than are dealt together, of few and of many rows.
+  groupedMatmulCase({
+    counts: Array.from({ length: 83 }, (_, e) => (e === 41 ? 30 : e % 4)),
+    depth: 20,
+    width: 35,
+    dtype: 'bf16',
+    weightDtype: 'bf16',
+    bias: true,
+  }),
   groupedMatmulCase({
     counts: [0, 0, 2],
     depth: 64,
