@@ -2,7 +2,9 @@
 
 export { Engine } from './engine/engine.ts'
 export { type Replay, replayEventLog } from './engine/event-log.ts'
+export { formatTrace, parseTrace } from './engine/expert-steps.ts'
 export type {
+  BalancePolicy,
   ChatMessage,
   CloseOptions,
   CompleteManyResult,
@@ -12,6 +14,8 @@ export type {
   EngineInfo,
   EngineOptions,
   EngineStats,
+  ExpertLoads,
+  ExpertTrace,
   Explanation,
   FinishReason,
   ForwardResult,

@@ -128,7 +128,8 @@ describe('affinity placement', () => {
         random.next() < 0.2 ? random.int(0, experts - 1) : order[chain]!,
       ])
     })
-    const followers = countFollowers(trace, layers, experts)
+    const chosen = Int16Array.from(trace.flat(2))
+    const followers = countFollowers({ layers, experts, choices: 1, chosen })
     const placement = placeByAffinity(followers, experts, ranks)
     for (const layer of placement) {
       for (let rank = 0; rank < ranks; rank++) {

@@ -64,6 +64,10 @@ function parseNanoBatches(text: string): 'auto' | number {
 export interface EngineFlags {
   readonly tp?: number
   readonly ep?: number
+  readonly expertSlots?: number
+  readonly expertBalance?: string
+  readonly expertBalancePeriod?: number
+  readonly expertPlacement?: string
   readonly device?: DeviceKind
   readonly devices?: string
   readonly precision?: Precision
@@ -90,6 +94,10 @@ export function addEngineOptions(command: Command): Command {
   return command
     .option('--tp <W>', 'ranks that share every layer', parsePositive)
     .option('--ep <N>', 'ranks that share the experts', parsePositive)
+    .option('--expert-slots <N>', 'slots of each rank for replicas of experts', parseCount)
+    .option('--expert-balance <P>', 'off, count, eplb or least-loaded')
+    .option('--expert-balance-period <N>', 'steps from plan to plan', parsePositive)
+    .option('--expert-placement <FILE>', 'trace by which experts are placed on ranks')
     .addOption(new Option('--device <D>', 'where to run').choices(['cpu', 'cuda', 'auto']))
     .option('--devices <LIST>', 'devices of the ranks: cuda:0,cuda:1')
     .addOption(precisionOption())
@@ -119,6 +127,10 @@ export function readEngineOptions(flags: EngineFlags): EngineOptions {
   const named: Record<string, unknown> = {
     tensorParallel: tp,
     expertParallel: ep,
+    expertSlots: same.expertSlots,
+    expertBalance: same.expertBalance,
+    expertBalancePeriod: same.expertBalancePeriod,
+    expertPlacement: same.expertPlacement,
     devices: devices?.split(',').map((name) => name.trim()),
     device: same.device,
     precision: same.precision,

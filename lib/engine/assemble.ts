@@ -28,6 +28,13 @@ import {
 import { costPrior } from './cost-prior.ts'
 import { placeRanks } from './devices.ts'
 import { EventLogFile } from './event-log.ts'
+import {
+  checkExpertOptions,
+  createExpertSteps,
+  type ExpertOptions,
+  placementOf,
+} from './expert-options.ts'
+import type { ExpertSteps } from './expert-steps.ts'
 import { type GenerationDefaults, readGenerationDefaults } from './generation-config.ts'
 import { chooseSchedules, sameProgram } from './schedules.ts'
 import { computeSizes, requireMemory, type Sizes, type SizingInput } from './sizing.ts'
@@ -41,6 +48,7 @@ export interface EngineParts {
   readonly programs: readonly StepProgram[]
   readonly sizes: Sizes
   readonly collectivePayload: CollectivePayload
+  readonly experts: ExpertSteps | undefined
   readonly pipelineDepth: number
   readonly prefixCache: boolean
   readonly policy: SchedulingPolicy
@@ -75,6 +83,7 @@ interface CheckedOptions {
   readonly tpotTargetMs: number | undefined
   readonly starvationMs: number | undefined
   readonly eventLog: string | undefined
+  readonly experts: ExpertOptions | undefined
 }
 
 /** Throws what loadModel, computeSizes and compileModel throw; ERR_USAGE for options; ERR_ABORTED. */
@@ -93,7 +102,12 @@ export async function assembleEngine(
   const backend = devices[0].backend
   // Tensor cores have no float32, and float16 weights become bf16: its range is that of float32.
   const precision = checked.precision === 'auto' && backend === 'cuda' ? 'bf16' : checked.precision
-  const footprint = modelFootprint(model, { tensorParallel, expertParallel, precision })
+  const expertPlacement = placementOf(model, checked.experts, expertParallel)
+  const layout = {
+    ...{ tensorParallel, expertParallel, precision },
+    ...(expertPlacement && { expertPlacement }),
+  }
+  const footprint = modelFootprint(model, layout)
   const ranksPerDevice = Math.max(
     ...devices.map(({ name }) => devices.filter((other) => other.name === name).length),
   )
@@ -122,13 +136,11 @@ export async function assembleEngine(
     if (twin < index) return { twin }
     const { parts, stagger, lanes, overlap } = schedule
     return compileModel(model, {
-      tensorParallel,
-      expertParallel,
+      ...layout,
       parts,
       stagger,
       lanes,
       overlap,
-      precision,
       limits: {
         maxTokens: sizes.maxNumBatchedTokens,
         maxRows: sizes.maxRows,
@@ -142,7 +154,8 @@ export async function assembleEngine(
       maxModelLen: sizes.maxModelLen,
     })
   })
-  const { program, manifest, activationDtype } = compiled[0] as CompiledModel
+  const first = compiled[0] as CompiledModel
+  const { program, manifest, activationDtype } = first
   const heapBytes = Math.max(
     ...compiled.map((one) => ('program' in one ? one.program.arenaBytes : 0)),
   )
@@ -218,6 +231,7 @@ export async function assembleEngine(
       programs,
       sizes,
       collectivePayload: collectivePayload(program),
+      experts: createExpertSteps(checked.experts, first, devices[0]),
       pipelineDepth: checked.pipelineDepth,
       prefixCache: checked.prefixCache,
       policy: checked.policy,
@@ -267,6 +281,7 @@ function checkOptions(options: EngineOptions): CheckedOptions {
     tpotTargetMs: duration(options.tpotTargetMs, 'tpotTargetMs'),
     starvationMs: duration(options.starvationMs, 'starvationMs'),
     eventLog: fileName(options.eventLog, 'eventLog'),
+    experts: checkExpertOptions(options),
   }
 }
 

@@ -20,6 +20,15 @@ const RATES: Readonly<Record<'cpu' | 'cuda', DeviceRates>> = {
   cuda: { flopsPerMs: 3e11, memoryBytesPerMs: 2e9, copyBytesPerMs: 2e7, stepMs: 0.5 },
 }
 
+/** Of one rank: multiplying, and bringing weights from another rank. */
+export function expertRates(backend: 'cpu' | 'cuda') {
+  const { flopsPerMs, memoryBytesPerMs } = RATES[backend]
+  // Ranks of the CPU share a memory: a copy is a read and a write. GPUs reach each other at a tenth
+  // of the rate of their own memory or less.
+  const part = backend === 'cpu' ? 2 : 10
+  return { flopsPerSecond: 1e3 * flopsPerMs, bytesPerSecond: (1e3 * memoryBytesPerMs) / part }
+}
+
 /** Of all `world` ranks together, which work side by side. */
 export function costPrior(
   backend: 'cpu' | 'cuda',

@@ -8,6 +8,7 @@ import { randomBytes } from 'node:crypto'
 import { fileURLToPath } from 'node:url'
 import { EngineError } from '../errors.ts'
 import { loadBinding, toEngineError } from '../native/load.ts'
+import type { ExpertTrace } from '../parallel/balance/trace.ts'
 import type { SchedulerConfig } from '../scheduler/config.ts'
 import { createEventRecorder, logConfig } from '../scheduler/event-log.ts'
 import { Scheduler } from '../scheduler/scheduler.ts'
@@ -17,6 +18,7 @@ import { assembleEngine, type EngineParts } from './assemble.ts'
 import { Constraints } from './constraints.ts'
 import { type ControlOptions, RequestControl } from './control.ts'
 import { hashPlanWords } from './event-log.ts'
+import type { ExpertSteps } from './expert-steps.ts'
 import {
   collectOutput,
   Generation,
@@ -99,6 +101,7 @@ export class Engine implements AsyncDisposable {
       runtime: parts.runtime,
       programs: parts.programs,
       scheduler: this.#scheduler,
+      experts: parts.experts,
       encoder: new StepEncoder({
         blockSize: sizes.blockSize,
         numBuffers: parts.pipelineDepth + 1,
@@ -240,6 +243,19 @@ export class Engine implements AsyncDisposable {
     return job === undefined ? this.#ended.get(id) : this.#explain(job.sequence)
   }
 
+  /**
+   * Keeps which experts tokens choose from the next step on, up to 65,536 tokens; `stopExpertTrace`
+   * gives them. ERR_USAGE unless the engine counts its experts (`expertBalance`).
+   */
+  startExpertTrace(): void {
+    this.#requireOpen()
+    this.#requireExperts().startTrace()
+  }
+
+  stopExpertTrace(): ExpertTrace {
+    return this.#requireExperts().stopTrace()
+  }
+
   /** The last steps that have ended, at most 128, oldest first. */
   recentSteps(): StepRecord[] {
     return this.#stepLog.recent()
@@ -277,6 +293,7 @@ export class Engine implements AsyncDisposable {
       swapsOut: counters.swapsOut,
       swapsIn: counters.swapsIn,
       finished: { ...this.#finished },
+      ...(this.#parts.experts && { experts: this.#parts.experts.loads() }),
       ...(failure !== undefined && { failed: failure.code }),
     }
   }
@@ -307,6 +324,12 @@ export class Engine implements AsyncDisposable {
     ])
     for (const result of results)
       if (result.status === 'rejected') throw toEngineError(result.reason)
+  }
+
+  #requireExperts(): ExpertSteps {
+    const { experts } = this.#parts
+    if (experts !== undefined) return experts
+    throw new EngineError('ERR_USAGE', "choices are not counted; load with expertBalance: 'count'")
   }
 
   #requireOpen(): void {

@@ -38,6 +38,10 @@ const ENGINE_OPTIONS: Names<EngineOptions> = {
   tpotTargetMs: true,
   starvationMs: true,
   eventLog: true,
+  expertSlots: true,
+  expertBalance: true,
+  expertBalancePeriod: true,
+  expertPlacement: true,
   onProgress: true,
   signal: true,
 }

@@ -9,6 +9,7 @@ import { EngineError } from '../errors.ts'
 import type { NativeRuntime } from '../native/binding.ts'
 import type { StepPlan } from '../scheduler/plan.ts'
 import type { Scheduler } from '../scheduler/scheduler.ts'
+import type { ExpertSteps } from './expert-steps.ts'
 import type { Job } from './jobs.ts'
 import { createSlotUpdates, decodeResult, type StepEncoder, type StepResult } from './step.ts'
 import type { StepLog } from './step-log.ts'
@@ -21,6 +22,8 @@ export interface StepLoopOptions {
   readonly scheduler: Scheduler
   readonly encoder: StepEncoder
   readonly log: StepLog
+  /** Undefined: experts stay where they are. */
+  readonly experts: ExpertSteps | undefined
   readonly depth: number
   /** Milliseconds, monotonic. */
   readonly clock: () => number
@@ -130,14 +133,14 @@ export class StepLoop {
   }
 
   #submit(plan: StepPlan, startMs: number): void {
-    const { runtime, programs, encoder, log, clock, toError } = this.#options
+    const { runtime, programs, encoder, experts, log, clock, toError } = this.#options
     this.#inFlight++
     this.#numSteps++
     let result: Promise<Int32Array>
     try {
       this.#collectUpdates(plan)
       const program = programFor(programs, plan.numTokens)
-      const words = encoder.encode(plan, this.#updates, program)
+      const words = encoder.encode(plan, this.#updates, program, experts?.next())
       const nowMs = clock()
       log.begin(plan, program, nowMs - startMs, nowMs)
       result = runtime.submit(program.programId, words)
@@ -173,6 +176,7 @@ export class StepLoop {
     let result: StepResult
     try {
       result = decodeResult(words, plan.numRows)
+      this.#options.experts?.settle(words)
     } catch (error) {
       this.#onFault(plan, asEngineError(error))
       return

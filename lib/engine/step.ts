@@ -116,6 +116,15 @@ export const RESULT_SECTION = {
 /** Words of a section; a WordList, or the scheduler's BlockRuns. */
 type Words = Pick<WordList, 'length' | 'copyTo'>
 
+/** What a step changes of the places of experts, and STEP_FLAGs. */
+export interface ExpertWords {
+  readonly flags: number
+  readonly tables: WordList
+  readonly copies: WordList
+}
+
+const NO_EXPERTS: ExpertWords = { flags: 0, tables: new WordList(), copies: new WordList() }
+
 /** What a step changes in the device's sampling slots; see STEP_SECTION for the layout. */
 export interface SlotUpdates {
   readonly params: WordList
@@ -152,10 +161,19 @@ export class StepEncoder {
   }
 
   /** `group`: the attention group whose sequences the plan names. */
-  encode(plan: StepPlan, updates: SlotUpdates, layout: PartLayout, group = 0): Int32Array {
+  encode(
+    plan: StepPlan,
+    updates: SlotUpdates,
+    layout: PartLayout,
+    experts: ExpertWords = NO_EXPERTS,
+    group = 0,
+  ): Int32Array {
     let width = 0
     for (let i = 0; i < plan.numSeqs; i++) width = Math.max(width, plan.seqs[i].numBlocks)
-    const lists = [updates.params, updates.history, updates.bias, updates.allowed]
+    const lists = [
+      ...[updates.params, updates.history, updates.bias, updates.allowed],
+      ...[experts.tables, experts.copies],
+    ]
     const { swapOuts, swapIns } = plan
     const numSections =
       8 +
@@ -178,7 +196,7 @@ export class StepEncoder {
     const words = this.#nextBuffer(size)
     words[0] = STEP_VERSION
     words[1] = plan.id | 0
-    words[2] = 0 // flags
+    words[2] = experts.flags
     words[3] = 0 // bucket
     words[4] = numSections
     this.#words = words
@@ -197,6 +215,8 @@ export class StepEncoder {
     this.#encodeList(STEP_SECTION.swapIn, swapIns, group)
     this.#encodeCopies(plan, group)
     this.#encodeList(STEP_SECTION.allowedTokens, updates.allowed, group)
+    this.#encodeList(STEP_SECTION.expertTables, experts.tables, group)
+    this.#encodeList(STEP_SECTION.expertCopies, experts.copies, group)
     return words.subarray(0, size)
   }
 
@@ -349,6 +369,20 @@ export function decodeResult(words: Int32Array, numRows: number, group = 0): Ste
       `a step with ${numRows} rows gave ${result.sampled.length} tokens and ${result.logprobs.length} log-probabilities`,
     )
   return result
+}
+
+/** The sections of one kind, by group; none where the result has none. */
+export function resultSections(words: Int32Array, kind: number): Int32Array[] {
+  const sections: Int32Array[] = []
+  for (let section = 0; section < words[4]; section++) {
+    const entry = STEP_HEADER_WORDS + section * STEP_SECTION_WORDS
+    if (words[entry] !== kind) continue
+    sections[words[entry + 1]] = words.subarray(
+      words[entry + 2],
+      words[entry + 2] + words[entry + 3],
+    )
+  }
+  return sections
 }
 
 /** The most likely tokens of a row that asked for them, best first. */

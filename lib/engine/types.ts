@@ -7,9 +7,12 @@
 import type { ErrorCode } from '../errors.ts'
 import type { GrammarSpec } from '../grammar/grammar.ts'
 import type { LoadProgress } from '../native/binding.ts'
+import type { BalancePolicy, ExpertLoads } from '../parallel/balance/balancer.ts'
 import type { Lane } from '../program/types.ts'
 
 export type { LoadProgress } from '../native/binding.ts'
+export type { BalancePolicy, ExpertLoads } from '../parallel/balance/balancer.ts'
+export type { ExpertTrace } from '../parallel/balance/trace.ts'
 
 export type Precision = 'auto' | 'f32' | 'bf16'
 export type DeviceKind = 'auto' | 'cpu' | 'cuda'
@@ -20,6 +23,21 @@ export interface EngineOptions {
   readonly tensorParallel?: number
   /** Ranks that share the experts. Default 1. */
   readonly expertParallel?: number
+  /**
+   * Slots of each rank for replicas of experts, beside its own. Default 0. They take the memory of so
+   * many experts in every layer.
+   */
+  readonly expertSlots?: number
+  /**
+   * `off`; `count`: loads of experts are counted (stats, metrics); `eplb`: heavy experts get replicas;
+   * `least-loaded`: what a rank has too much of is computed by others, at prefill sizes. Default: `eplb`
+   * with expertSlots, else `off`. The tokens are the same whatever is chosen.
+   */
+  readonly expertBalance?: 'off' | BalancePolicy
+  /** Steps from one plan to the next. Default: 256, 8 for `least-loaded`. */
+  readonly expertBalancePeriod?: number
+  /** Trace of routing by which experts are placed on ranks at load; `inspect --experts` records one. */
+  readonly expertPlacement?: string
   /** `auto`: CUDA devices where there are any, else the CPU. */
   readonly device?: DeviceKind
   /** Where the ranks run, repeated as needed: `['cuda:0', 'cuda:1']`. Overrides `device`. */
@@ -359,6 +377,8 @@ export interface EngineStats {
   readonly swapsOut: number
   readonly swapsIn: number
   readonly finished: Readonly<Record<FinishReason, number>>
+  /** Where experts are counted or moved. */
+  readonly experts?: ExpertLoads
   /** The fault that ended the engine, if any. */
   readonly failed?: ErrorCode
 }

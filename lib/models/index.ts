@@ -130,9 +130,7 @@ export function checkLayout(model: Model, tensorParallel: number, expertParallel
 
 function checkExpertLayout({ architecture, spec }: Model, tp: number, ep: number): void {
   if (ep === 1) return
-  const counts = spec.layers.flatMap(({ feedForward }) =>
-    feedForward.kind === 'experts' ? [feedForward.gates.length] : [],
-  )
+  const counts = numExperts(spec)
   const refuse = (why: string) => {
     throw new EngineError('ERR_UNSUPPORTED_LAYOUT', why)
   }
@@ -147,6 +145,13 @@ function checkExpertLayout({ architecture, spec }: Model, tp: number, ep: number
   if (world % tp !== 0 || world % ep !== 0) {
     refuse(`of tensor parallel ${tp} and expert parallel ${ep} one must divide the other`)
   }
+}
+
+/** Experts of each layer that has some, in order. */
+export function numExperts({ layers }: DecoderSpec): number[] {
+  return layers.flatMap(({ feedForward }) =>
+    feedForward.kind === 'experts' ? [feedForward.gates.length] : [],
+  )
 }
 
 /** What activations are computed in. */

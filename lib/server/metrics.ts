@@ -78,6 +78,7 @@ export function createMetrics(engine: ServedEngine, modelName: string): Metrics 
     'Bytes of the results of collectives, on each rank.',
     (s) => s.collectiveBytes,
   )
+  if (engine.stats().experts !== undefined) addExpertMetrics(engine, registers)
   counter('nanoweave:dropped_tokens_total', 'Tokens sampled for nothing.', (s) => s.droppedTokens)
   new Counter({
     name: 'vllm:request_success_total',
@@ -149,6 +150,59 @@ export function createMetrics(engine: ServedEngine, modelName: string): Metrics 
       responses.observe({ route, method, status: String(status) }, seconds)
     },
   }
+}
+
+/** Layers with experts that share a gauge: one for each would be 58 for DeepSeek-V3. */
+const LAYERS_IN_GROUP = 8
+
+/** Loads of experts, where the engine counts them; vLLM logs its balancedness, mean by largest. */
+function addExpertMetrics(engine: ServedEngine, registers: Registry[]): void {
+  const loads = () => engine.stats().experts!
+  new Gauge({
+    name: 'nanoweave:expert_load_max_over_mean',
+    help: 'Rows of the busiest rank by the mean of ranks in the last period, worst layer of the group.',
+    labelNames: ['layers'],
+    registers,
+    collect() {
+      const { imbalance } = loads()
+      for (let first = 0; first < imbalance.length; first += LAYERS_IN_GROUP) {
+        const group = imbalance.slice(first, first + LAYERS_IN_GROUP)
+        this.set({ layers: `${first}-${first + group.length - 1}` }, Math.max(...group))
+      }
+    },
+  })
+  new Gauge({
+    name: 'nanoweave:expert_layers_moving',
+    help: 'Layers whose experts are on their way to other slots.',
+    registers,
+    collect() {
+      this.set(loads().layersMoving)
+    },
+  })
+  const counters = {
+    'nanoweave:expert_slots_moved_total': [
+      'Copies of experts to other slots.',
+      () => loads().movedSlots,
+    ],
+    'nanoweave:expert_plans_total': ['Periods that were planned for.', () => loads().plans],
+    'nanoweave:expert_choices_total': [
+      'Choices of experts by tokens, in all layers.',
+      () =>
+        loads()
+          .experts.flat()
+          .reduce((sum, count) => sum + count, 0),
+    ],
+  } as const
+  for (const [name, [help, read]] of Object.entries(counters))
+    new Counter({
+      name,
+      help,
+      registers,
+      collect() {
+        this.reset()
+        this.inc(read())
+      },
+    })
 }
 
 /** Blocks that only the prefix cache holds can be taken at any time: they count as free. */

@@ -5,32 +5,34 @@
  * Pure.
  */
 
+import type { ExpertTrace } from './trace.ts'
+
 /** followers[l][a][b]: tokens of a trace that chose a in layer l and b in layer l + 1. */
 export type Followers = readonly (readonly (readonly number[])[])[]
 
-/** placement[l][e]: the rank of expert e of layer l; equally many on every rank. */
+/** placement[l][e]: the rank of expert e of layer l; equally many on every rank, or the last has fewer. */
 export type Placement = readonly (readonly number[])[]
 
-/** Counts what followed what; trace[t][l]: the experts that token t chose in layer l. */
-export function countFollowers(
-  trace: readonly (readonly (readonly number[])[])[],
-  layers: number,
-  experts: number,
-): number[][][] {
+/** Counts what followed what in the tokens of a trace. */
+export function countFollowers({ layers, experts, choices, chosen }: ExpertTrace): number[][][] {
   const counts = Array.from({ length: layers - 1 }, () =>
     Array.from({ length: experts }, () => new Array<number>(experts).fill(0)),
   )
-  for (const token of trace) {
-    for (let layer = 0; layer + 1 < layers; layer++) {
-      for (const a of token[layer]!) for (const b of token[layer + 1]!) counts[layer]![a]![b]!++
-    }
+  const row = layers * choices
+  for (let at = 0; at < chosen.length; at++) {
+    const layer = Math.floor((at % row) / choices)
+    const expert = chosen[at]!
+    if (expert < 0 || layer + 1 === layers) continue
+    const next = at - (at % choices) + choices
+    for (const follower of chosen.subarray(next, next + choices))
+      if (follower >= 0) counts[layer]![expert]![follower]!++
   }
   return counts
 }
 
-/** Experts of each layer on `ranks` ranks; needs ranks to divide the experts. */
+/** Experts of each layer on `ranks` ranks, at most ceil(experts / ranks) each. */
 export function placeByAffinity(followers: Followers, experts: number, ranks: number): Placement {
-  const perRank = experts / ranks
+  const perRank = Math.ceil(experts / ranks)
   const placement: number[][] = [
     Array.from({ length: experts }, (_, expert) => Math.floor(expert / perRank)),
   ]

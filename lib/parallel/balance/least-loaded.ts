@@ -27,11 +27,15 @@ export function smallestMove(hardware: {
   return Math.ceil((bytesPerParameter * flopsPerSecond) / (2 * bytesPerSecond))
 }
 
-/** Expert e is at home on rank homes[e]; loads in rows. */
+/** Expert e is at home on rank homes[e]; loads in rows. `room`: foreign experts that a rank can take. */
 export function planLeastLoaded(
   loads: readonly number[],
   homes: readonly number[],
-  options: { readonly ranks: number; readonly smallest: number },
+  options: {
+    readonly ranks: number
+    readonly smallest: number
+    readonly room?: readonly number[]
+  },
 ): Move[] {
   const { ranks, smallest } = options
   const rankLoads = new Array<number>(ranks).fill(0)
@@ -40,21 +44,32 @@ export function planLeastLoaded(
   })
   const share = Math.ceil(loads.reduce((total, load) => total + load, 0) / ranks)
   const moves: Move[] = []
+  const room = options.room?.slice() ?? rankLoads.map(() => Number.POSITIVE_INFINITY)
   const heaviest = loads.map((_, expert) => expert).sort((a, b) => loads[b]! - loads[a]! || a - b)
   for (const expert of heaviest) {
     const from = homes[expert]!
     let left = loads[expert]!
     while (rankLoads[from]! > share && left >= smallest) {
-      const to = rankLoads.indexOf(Math.min(...rankLoads))
+      const to = leastLoaded(rankLoads, (rank) => room[rank]! > 0)
+      if (to === -1) break
       const rows = Math.min(left, rankLoads[from]! - share, share - rankLoads[to]!)
       if (rows < smallest) break
       moves.push({ expert, from, to, rows })
+      room[to]!--
       rankLoads[from]! -= rows
       rankLoads[to]! += rows
       left -= rows
     }
   }
   return moves
+}
+
+function leastLoaded(loads: readonly number[], hasRoom: (rank: number) => boolean): number {
+  let least = -1
+  loads.forEach((load, rank) => {
+    if (hasRoom(rank) && (least === -1 || load < loads[least]!)) least = rank
+  })
+  return least
 }
 
 /** Rows of each rank after the moves. */

@@ -126,6 +126,25 @@ function interleave(ways: readonly number[]): number[] {
   })
 }
 
+/** Rows of each position when experts have these loads. */
+export function positionLoads(
+  loads: readonly number[],
+  { slots, shares }: Placement,
+  { positions, slotsPerPosition }: SlotLayout,
+): number[] {
+  const totals = loads.map(() => 0)
+  slots.forEach((expert, slot) => {
+    if (expert !== EMPTY) totals[expert]! += shares[slot]!
+  })
+  const result = new Array<number>(positions).fill(0)
+  slots.forEach((expert, slot) => {
+    if (expert === EMPTY) return
+    const part = totals[expert]! > 0 ? shares[slot]! / totals[expert]! : 0
+    result[Math.floor(slot / slotsPerPosition)]! += loads[expert]! * part
+  })
+  return result
+}
+
 /** FNV-1a over words, begun with the table's number; native/ops/expert_tables.cc has the same. */
 export function hashTable(number: number, table: Int32Array): number {
   let hash = Math.imul((2166136261 ^ number) | 0, 16777619)
@@ -151,7 +170,7 @@ export class SlotMoves {
     return this.#slots
   }
   get isDone(): boolean {
-    return this.#slots.every((expert, slot) => expert === this.#target[slot])
+    return !this.#slots.some((_, slot) => this.#isWrong(slot))
   }
 
   /**
@@ -181,8 +200,7 @@ export class SlotMoves {
 
   /** A wrong slot that may be written: the parked one last. */
   #nextTarget(isFree: (slot: number) => boolean): number {
-    const isOpen = (slot: number) =>
-      isFree(slot) && this.#slots[slot] !== this.#target[slot] && this.#isSpare(slot)
+    const isOpen = (slot: number) => isFree(slot) && this.#isWrong(slot) && this.#isSpare(slot)
     const first = this.#slots.findIndex((_, slot) => slot !== this.#parked && isOpen(slot))
     if (first !== -1) return first
     return this.#parked !== EMPTY && isOpen(this.#parked) ? this.#parked : EMPTY
@@ -193,16 +211,21 @@ export class SlotMoves {
    * stands where the parked one belongs, so that every copy to a spare slot puts one in its place.
    */
   #park(copy: (from: number, to: number) => void): boolean {
-    const isWrong = (slot: number) =>
-      slot !== this.#parked && this.#slots[slot] !== this.#target[slot]
     const parkedExpert = this.#parked === EMPTY ? EMPTY : this.#slots[this.#parked]!
-    const places = this.#slots.map((_, slot) => slot).filter(isWrong)
+    const places = this.#slots.flatMap((_, slot) =>
+      slot !== this.#parked && this.#isWrong(slot) ? [slot] : [],
+    )
     const from = places.find((slot) => this.#target[slot] === parkedExpert) ?? places[0]
     const to = this.#slots.findIndex((_, slot) => this.#isSpare(slot))
     if (from === undefined || to === -1) return false
     this.#parked = to
     copy(from, to)
     return true
+  }
+
+  #isWrong(slot: number): boolean {
+    const wanted = this.#target[slot]!
+    return wanted !== EMPTY && this.#slots[slot] !== wanted
   }
 
   #isSpare(slot: number): boolean {
