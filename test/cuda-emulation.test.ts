@@ -4,9 +4,11 @@
  * runs all of it (NANOWEAVE_EMULATED_MATRIX=full).
  */
 
+import { spawnSync } from 'node:child_process'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { Engine as EngineClass } from '../lib/engine/engine.ts'
-import { checkLayout, loadModel } from '../lib/models/index.ts'
+import { RESULT_SECTION, ROW_FLAG, STEP_SECTION } from '../lib/engine/step.ts'
+import { checkLayout, compileModel, loadModel } from '../lib/models/index.ts'
 import type { NativeRuntime } from '../lib/native/binding.ts'
 import type { BareModel } from './support/bare-model.ts'
 import { buildEmulation, canBuildEmulation, useEmulation } from './support/emulation.ts'
@@ -23,6 +25,7 @@ if (!usable) console.log('skipped, there is no C++ compiler with CMake: test/cud
 
 let programs: typeof import('./support/runtime-programs.ts')
 let bareModel: typeof import('./support/bare-model.ts')
+let native: typeof import('./support/native.ts')
 let binding: typeof import('../lib/native/load.ts')
 let Engine: typeof EngineClass
 
@@ -30,6 +33,7 @@ async function loadEmulated(): Promise<void> {
   useEmulation()
   programs = await import('./support/runtime-programs.ts')
   bareModel = await import('./support/bare-model.ts')
+  native = await import('./support/native.ts')
   binding = await import('../lib/native/load.ts')
   Engine = (await import('../lib/engine/engine.ts')).Engine
 }
@@ -107,6 +111,7 @@ describe.skipIf(!usable)('emulated CUDA', () => {
         const model = loadModel(goldenFolder(family))
         bare = await bareModel.BareModel.load(model, {
           tp,
+          devices: Array<string>(tp).fill('cuda:0'),
           parts: [parts],
           maxTokens: longest,
           graphs,
@@ -210,6 +215,102 @@ describe.skipIf(!usable)('emulated CUDA', () => {
         const step = programs.rejection(runtime.submit(program, programs.tokensStep(1)))
         await runtime.close()
         expect((await step).code).toBe('ERR_CLOSED')
+      },
+      TEST_TIMEOUT_MS,
+    )
+
+    it(
+      'slot lists that do not fit beside a step go ahead of it, on all devices',
+      async () => {
+        const compiled = compileModel(loadModel(goldenFolder('llama')), {
+          tensorParallel: 2,
+          parts: 1,
+          precision: 'f32',
+          limits: {
+            maxTokens: 8,
+            maxRows: 2,
+            maxSeqs: 1,
+            numBlocks: 2,
+            blockSize: 16,
+            maxBlocksPerSeq: 2,
+            numSlots: 2,
+          },
+        })
+        const positions = (from: number, count: number) =>
+          Array.from({ length: count }, (_, index) => from + index)
+        const step = (tokens: number[], from: number, slots: readonly [number, number[]][]) =>
+          native.encodeStep(
+            new Map<number, readonly number[]>([
+              [STEP_SECTION.partBounds, [0, tokens.length]],
+              [STEP_SECTION.tokens, tokens],
+              [STEP_SECTION.positions, positions(from, tokens.length)],
+              [STEP_SECTION.kvSlots, positions(from, tokens.length)],
+              [STEP_SECTION.seqStarts, [0, tokens.length]],
+              [STEP_SECTION.seqLens, [from + tokens.length]],
+              [STEP_SECTION.blockTables, [0, 1]],
+              [STEP_SECTION.rows, [tokens.length - 1, 1, -1, ROW_FLAG.sample]],
+              ...slots,
+            ]),
+          )
+        const { wordsOf } = native
+        const params = [1, 0, 0, 0, 0, ...wordsOf(1, 0, 1.5, 0, 0), 0, 0]
+        // 7 gets 120 in all and 9 gets 114: what is lost on the way shows.
+        const bias = (token: number, amount: number) =>
+          Array.from({ length: 12_000 }, () => [token, ...wordsOf(amount)]).flat()
+        const lists: [number, number[]][] = [
+          [STEP_SECTION.slotParams, params],
+          [STEP_SECTION.slotHistory, [1, 20_000, ...Array<number>(20_000).fill(11)]],
+          [STEP_SECTION.slotBias, [1, 24_000, ...bias(7, 0.01), ...bias(9, 0.0095)]],
+        ]
+        const run = async (devices: string[]) => {
+          const runtime = open(devices, 2, { heapBytes: compiled.program.arenaBytes })
+          await runtime.loadWeights(JSON.stringify(compiled.manifest))
+          const program = await runtime.loadProgram(JSON.stringify(compiled.program))
+          // All at once: the lists meet a device that still works on the first step.
+          const steps = [
+            step([3, 5, 6], 0, [[STEP_SECTION.slotParams, params]]),
+            step([-2], 3, lists),
+            step([-2], 4, []),
+          ].map((words) => runtime.submit(program, words))
+          const sampled = (await Promise.all(steps)).map((words) => {
+            const entry = [5, 9, 13, 17].find((at) => words[at] === RESULT_SECTION.sampled)!
+            return words[words[entry + 2]!]
+          })
+          await runtime.close()
+          return sampled
+        }
+        const expected = await run(['cpu'])
+        expect(expected[1]).toBe(7)
+        expect(await run(['cuda:0', 'cuda:1'])).toEqual(expected)
+      },
+      TEST_TIMEOUT_MS,
+    )
+
+    it.each([
+      ['a step runs', 'load([late]).then((id) => { for (const i of [1, 2, 3]) submit(id) })'],
+      ['programs load', 'for (const i of Array(200)) load([sum])'],
+    ])(
+      'process.exit() while %s comes before the driver goes',
+      (_, start) => {
+        const options = programs.runtimeOptions(2, {
+          ranks: [{ device: 'cuda:0' }, { device: 'cuda:1' }],
+        })
+        const text = `
+          const { Runtime } = require(${JSON.stringify(process.env.NANOWEAVE_BINARY)})
+          const runtime = new Runtime(${JSON.stringify(options)})
+          const program = ${JSON.stringify(programs.twoBufferProgram(2, []))}
+          const sum = ${JSON.stringify(programs.sumOp())}
+          const late = ${JSON.stringify(programs.stallOp(0, 30_000))}
+          const words = Int32Array.from(${JSON.stringify([...programs.tokensStep(4)])})
+          const load = (ops) => runtime.loadProgram(JSON.stringify({ ...program, ops }))
+          const submit = (id) => runtime.submit(id, words)
+          ${start}
+          setTimeout(() => process.exit(7), 100)`
+        const { status, signal, stderr } = spawnSync(process.execPath, ['-e', text], {
+          encoding: 'utf8',
+          timeout: 60_000,
+        })
+        expect({ status, signal, stderr }).toEqual({ status: 7, signal: null, stderr: '' })
       },
       TEST_TIMEOUT_MS,
     )

@@ -134,6 +134,13 @@ describe.skipIf(!usable)('CUDA backend', () => {
     await expectSums(another, await load(another, 2, [sumBy('nccl')]), 2)
   })
 
+  it('a step that waits for the one in front has its own time', async () => {
+    const runtime = open([0, 1], { waitTimeoutMs: 1000 })
+    const program = await load(runtime, 2, [stallOp(1, 600), { ...sumBy('nccl'), waits: [] }])
+    // Both are on the device at once; the second ends 1.2 s after it was put there.
+    await Promise.all([1, 2].map(() => runtime.submit(program, tokensStep(3))))
+  })
+
   it('multicast heaps serve where the devices have them, else the reason is told', async () => {
     const refused = await rejection(load(open([0, 1, 2]), 3, [sumBy('multicast')]))
     expect(refused.code).toBe('ERR_PROGRAM')

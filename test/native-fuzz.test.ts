@@ -6,7 +6,7 @@
 
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { ROW_FLAG, STEP_SECTION } from '../lib/engine/step.ts'
+import { ROW_FLAG, SLOT_PARAM_WORDS, STEP_SECTION } from '../lib/engine/step.ts'
 import { EngineError } from '../lib/errors.ts'
 import { compileModel, loadModel } from '../lib/models/index.ts'
 import type { CompiledModel } from '../lib/models/types.ts'
@@ -153,6 +153,33 @@ describe('a real program', () => {
     ['more copies than blocks', Array.from({ length: 18 }, () => 1), 'ERR_STEP'],
   ])('block copies: %s', async (_, copies, expected) => {
     expect(await outcome(runtime.submit(program, validStep(copies)))).toBe(expected)
+  })
+
+  test('a slot that is set twice, and sections that share words, are refused', async () => {
+    const sectionsOf = (words: Int32Array) =>
+      Array.from({ length: words[4]! }, (_, index) => 5 + 4 * index)
+    const at = (words: Int32Array, kind: number) =>
+      sectionsOf(words).find((entry) => words[entry] === kind)!
+    const refused = async (change: (words: Int32Array) => void) => {
+      const words = step.slice()
+      change(words)
+      return (await rejection(runtime.submit(program, words))).message
+    }
+    const twice = await refused((words) => {
+      const params = words[at(words, STEP_SECTION.slotParams) + 2]!
+      words[params + SLOT_PARAM_WORDS] = words[params]!
+    })
+    expect(twice).toContain('a slot is set twice in one step')
+    const shared = await refused((words) => {
+      words[at(words, STEP_SECTION.tokens) + 2] = words[at(words, STEP_SECTION.positions) + 2]!
+    })
+    expect(shared).toMatch(/tokens of group 0 and positions of group 0|positions .* and tokens/)
+    const byOne = await refused((words) => {
+      words[at(words, STEP_SECTION.kvSlots) + 2] = words[at(words, STEP_SECTION.kvSlots) + 2]! + 1
+    })
+    expect(byOne).toContain('overlap')
+    // An empty section may stand anywhere behind the table.
+    expect(await outcome(runtime.submit(program, validStep([])))).toBe('ran')
   })
 
   test.each<[string, number[], number[], string]>([

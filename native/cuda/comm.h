@@ -26,12 +26,14 @@ struct SignalPad {
   FlagLine flags[kCommSlots][kMaxCommBlocks][kMaxRanks];  // last: by source rank
 };
 
+inline constexpr int32_t kNoPeer = -1;
+
 // A rank's fault, in mapped host memory; valid once `written` is 1. Ranks that wait for the same
 // dead peer write one each: the host takes the earliest for the cause.
 struct DeviceFault {
   uint32_t written;
   int32_t rank;   // who noticed
-  int32_t peer;   // whom it waited for
+  int32_t peer;   // whom it waited for; kNoPeer: its own copy engine
   int32_t op;     // index in the program
   int32_t phase;  // barrier of the op: 0 entry, 1 exit
   uint32_t epoch;

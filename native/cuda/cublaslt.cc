@@ -32,20 +32,20 @@ void require(int status, const char* what) {
 
 }  // namespace
 
+// Never destroyed: runtimes that end with the process still call it.
 const CublasLtLibrary* CublasLtLibrary::open(std::string& why) {
-  static std::string reason;
-  static const std::unique_ptr<const CublasLtLibrary> opened =
-      []() -> std::unique_ptr<CublasLtLibrary> {
+  static auto& reason = *new std::string;
+  static const CublasLtLibrary* const opened = []() -> const CublasLtLibrary* {
     try {
       std::optional<SharedLibrary> library = SharedLibrary::open(cublaslt_search(), reason);
-      if (library) return std::make_unique<CublasLtLibrary>(std::move(*library));
+      if (library) return new CublasLtLibrary(std::move(*library));
     } catch (const EngineError& error) {  // a function is missing
       reason = error.what();
     }
     return nullptr;
   }();
   why = reason;
-  return opened.get();
+  return opened;
 }
 
 CublasLtLibrary::CublasLtLibrary(SharedLibrary opened) : library(std::move(opened)) {

@@ -1,6 +1,7 @@
 // The CUDA runtime as the backend uses it: devices, memory, streams, events, graphs. Two
 // implementations: cudart (cudart/device.cc) and the emulation (emulation/device.cc). Every handle
-// is freed by its destructor; nothing is copied.
+// is freed by its destructor, unless the devices were given up (device_wait.h); nothing is copied.
+// Memory is taken and freed while no collective can be under way: CUDA may wait for all devices.
 //
 // Errors: ERR_OUT_OF_MEMORY for memory; ERR_RANK_FAULT once a device is lost, and then for every
 // call; ERR_INTERNAL for the rest.
@@ -12,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/device_wait.h"
 #include "cuda/op.h"
 
 #if !defined(NANOWEAVE_EMULATION)
@@ -141,7 +143,7 @@ class DeviceEvent {
   void record(CudaStream stream);
   // Whether everything before the last record() has ended. Throws when the device is lost.
   bool done() const;
-  void synchronize() const;
+  void synchronize(std::chrono::milliseconds most = kMostHostWait) const;
   CudaEvent get() const { return event_; }
 
  private:
@@ -165,7 +167,8 @@ class DeviceStream {
 
   // What comes later in this stream waits for the event's last record().
   void wait(const DeviceEvent& event);
-  void synchronize() const;
+  // Until all it has been given has ended.
+  void synchronize(std::chrono::milliseconds most = kMostHostWait) const;
   CudaStream get() const { return stream_; }
 
  private:

@@ -11,6 +11,9 @@
 
 namespace nanoweave {
 
+// What CUDA allows in a grid's second and third dimension; kernels whose work may be more loop.
+inline constexpr unsigned kMaxBlocksY = 65535;
+
 struct LaunchShape {
   unsigned blocks_x = 1, blocks_y = 1, blocks_z = 1;
   unsigned threads = 1;
@@ -32,6 +35,7 @@ void load_function(const CudaFunction& function, const CudaDevice& device);
 
 template <typename Args>
 void launch(void (*kernel)(Args), const LaunchShape& shape, CudaStream stream, const Args& args) {
+  CHECK(shape.blocks_y <= kMaxBlocksY && shape.blocks_z <= kMaxBlocksY);
   auto grid = std::make_unique<emulation::Grid>();
   grid->name = __PRETTY_FUNCTION__;
   grid->blocks = {shape.blocks_x, shape.blocks_y, shape.blocks_z};

@@ -71,11 +71,8 @@ __device__ uint64_t as_u64(int32_t low, int32_t high) {
   return uint64_t{static_cast<uint32_t>(high)} << 32 | static_cast<uint32_t>(low);
 }
 
-// One block row per entry of slot_params: the parameters, and cleared counts and bias.
-__global__ void __launch_bounds__(LoadStepConfig::kThreads)
-    set_slots_kernel(const __grid_constant__ UpdateSlotsArgs args) {
-  const auto& header = *reinterpret_cast<const PackedStep*>(args.packed);
-  const int32_t* words = args.packed + header.slot_params + blockIdx.y * kSlotParamWords;
+// The blocks of one row of the grid set a slot: its parameters, and cleared counts and bias.
+__device__ void set_slot(const UpdateSlotsArgs& args, const int32_t* words) {
   const int64_t slot = words[0];
   if (grid_thread() == 0) {
     SlotParams& params = args.slots.params[slot];
@@ -97,6 +94,16 @@ __global__ void __launch_bounds__(LoadStepConfig::kThreads)
   }
 }
 
+// Entries of slot_params name each slot once.
+__global__ void __launch_bounds__(LoadStepConfig::kThreads)
+    set_slots_kernel(const __grid_constant__ UpdateSlotsArgs args) {
+  const auto& header = *reinterpret_cast<const PackedStep*>(args.packed);
+  const int32_t* params = args.packed + header.slot_params;
+  for (auto i = static_cast<int>(blockIdx.y); i < header.num_slot_params;
+       i += static_cast<int>(gridDim.y))
+    set_slot(args, params + i * kSlotParamWords);
+}
+
 // Entries add up in their order, each token in the hands of one thread, so that every rank has the
 // same sum. Finite entries may add up to +Inf, which would poison the whole row.
 __device__ void fill_bias(const UpdateSlotsArgs& args, const int32_t* lists, int words) {
@@ -105,7 +112,7 @@ __device__ void fill_bias(const UpdateSlotsArgs& args, const int32_t* lists, int
     float* bias = args.slots.bias + slot * args.slots.vocab_size;
     for (int i = 0; i < lists[at + 1]; ++i) {
       const int32_t token = lists[at + 2 + 2 * i];
-      if (token % LoadStepConfig::kThreads != threadIdx.x) continue;
+      if (token % LoadStepConfig::kThreads != static_cast<int>(threadIdx.x)) continue;
       bias[token] = fminf(bias[token] + bit_cast_to<float>(lists[at + 3 + 2 * i]), FLT_MAX);
     }
     if (threadIdx.x == 0) args.slots.params[slot].has_bias = 1;
@@ -182,8 +189,9 @@ void update_slots(CudaStream stream, const int32_t* packed, const SlotStates& sl
   const UpdateSlotsArgs args{.packed = packed, .slots = slots};
   if (header.num_slot_params > 0)
     launch(set_slots_kernel,
-           shape_for(slots.vocab_size, static_cast<unsigned>(header.num_slot_params)), stream,
-           args);
+           shape_for(slots.vocab_size,
+                     std::min(static_cast<unsigned>(header.num_slot_params), kMaxBlocksY)),
+           stream, args);
   CHECK(header.num_allowed_tokens == 0 || slots.allowed != nullptr);
   if (header.num_slot_history > 0 || header.num_slot_bias > 0 || header.num_allowed_tokens > 0)
     launch(fill_slots_kernel, {.threads = LoadStepConfig::kThreads}, stream, args);

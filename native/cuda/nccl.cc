@@ -43,19 +43,20 @@ bool is_enabled(const char* variable) {
 
 }  // namespace
 
+// Never destroyed: runtimes that end with the process still call it.
 const NcclLibrary* NcclLibrary::open(std::string& why) {
-  static std::string reason;
-  static const std::unique_ptr<const NcclLibrary> opened = []() -> std::unique_ptr<NcclLibrary> {
+  static auto& reason = *new std::string;
+  static const NcclLibrary* const opened = []() -> const NcclLibrary* {
     try {
       std::optional<SharedLibrary> library = SharedLibrary::open(nccl_search(), reason);
-      if (library) return std::make_unique<NcclLibrary>(std::move(*library));
+      if (library) return new NcclLibrary(std::move(*library));
     } catch (const EngineError& error) {  // a function is missing
       reason = error.what();
     }
     return nullptr;
   }();
   why = reason;
-  return opened.get();
+  return opened;
 }
 
 NcclLibrary::NcclLibrary(SharedLibrary opened) : library(std::move(opened)) {
@@ -67,6 +68,7 @@ NcclLibrary::NcclLibrary(SharedLibrary opened) : library(std::move(opened)) {
   };
   bind(get_unique_id, "ncclGetUniqueId");
   bind(comm_init_rank_config, "ncclCommInitRankConfig");
+  bind(comm_finalize, "ncclCommFinalize");
   bind(comm_destroy, "ncclCommDestroy");
   bind(comm_abort, "ncclCommAbort");
   bind(comm_get_async_error, "ncclCommGetAsyncError");
@@ -113,6 +115,11 @@ NcclWorld::NcclWorld(const NcclLibrary& library, NcclOptions options)
 }
 
 NcclWorld::~NcclWorld() {
+  try {
+    if (!aborted_) finalize();
+  } catch (const EngineError&) {
+    abort();  // its cause was told where it arose, or nobody waits for these ranks any more
+  }
   const std::unique_lock lock(calls_);
   for (nccl::Comm* comm : comms_)
     if (comm != nullptr) library_.comm_destroy(comm);
@@ -139,6 +146,18 @@ void NcclWorld::connect() {
   require(first_error, failed, "making a NCCL communicator");
   require(ended, 0, "making NCCL communicators");
   for (int rank = 0; rank < world; ++rank) wait_until_ready(rank, "making a NCCL communicator");
+}
+
+// Destroying a communicator that was not finalized would wait for its peers without a deadline.
+void NcclWorld::finalize() {
+  const auto world = static_cast<int>(comms_.size());
+  for (int rank = 0; rank < world; ++rank) {
+    options_.set_device(options_.devices[rank]);
+    const std::shared_lock lock(calls_);
+    if (aborted_) fail_aborted();
+    require(library_.comm_finalize(comms_[rank]), rank, "ending a NCCL communicator");
+  }
+  for (int rank = 0; rank < world; ++rank) wait_until_ready(rank, "ending a NCCL communicator");
 }
 
 void NcclWorld::wait_until_ready(int rank, const char* what) {

@@ -30,6 +30,7 @@ struct NcclLibrary {
   int version = 0;
   nccl::GetUniqueId* get_unique_id;
   nccl::CommInitRankConfig* comm_init_rank_config;
+  nccl::CommFinalize* comm_finalize;
   nccl::CommDestroy* comm_destroy;
   nccl::CommAbort* comm_abort;
   nccl::CommGetAsyncError* comm_get_async_error;
@@ -69,6 +70,7 @@ class NcclWorld {
 
   // Makes a communicator for every rank, all in one group; ERR_RANK_TIMEOUT past the deadline.
   NcclWorld(const NcclLibrary& library, NcclOptions options);
+  // Ends what the communicators have under way; past the deadline they are aborted.
   ~NcclWorld();
   NcclWorld(const NcclWorld&) = delete;
   NcclWorld& operator=(const NcclWorld&) = delete;
@@ -82,6 +84,7 @@ class NcclWorld {
   friend class NcclGroup;
 
   void connect();
+  void finalize();
   void wait_until_ready(int rank, const char* what);
   void require(int result, int rank, const char* what) const;
   [[noreturn]] void fail_rank(int rank, const char* what, int result);

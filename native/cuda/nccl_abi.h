@@ -51,6 +51,7 @@ struct Config {
 using GetVersion = int(int* version);
 using GetUniqueId = int(UniqueId* id);
 using CommInitRankConfig = int(Comm** comm, int ranks, UniqueId id, int rank, Config* config);
+using CommFinalize = int(Comm* comm);
 using CommDestroy = int(Comm* comm);
 using CommAbort = int(Comm* comm);
 using CommGetAsyncError = int(Comm* comm, Result* error);

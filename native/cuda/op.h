@@ -106,9 +106,9 @@ struct CudaLaunch {
   int op_index = 0;  // for the fault record
   // This step's sizes, by local rank. Empty: the host does not know them (a captured graph).
   std::span<const StepCounts> counts = {};
-  CublasLt* cublaslt = nullptr;  // this device's; null where the plan says it is missing
+  CublasLt* cublaslt = nullptr;    // this device's; null where the plan says it is missing
+  const CommView* comm = nullptr;  // of every launch: faults are reported there
   // Collectives only.
-  const CommView* comm = nullptr;
   int comm_slot = 0;        // the lane's
   int max_local_ranks = 1;  // of the device that holds most, the same on all devices
   Link link = Link::kSameDevice;

@@ -6,6 +6,10 @@
 
 namespace nanoweave {
 
+// Tokens that sampling on a device can tell apart: its sums of weights hold as many (sampling.cuh),
+// and a row of logits fits what brings it back (runtime/cuda/step_stage.cc).
+inline constexpr int64_t kMaxSampledVocab = int64_t{1} << 18;
+
 struct SlotParams {
   uint64_t seed;
   float temperature;  // below 1e-5: greedy

@@ -157,6 +157,13 @@ StepPlanConfig step_plan_config(const Limits& limits, bool deterministic) {
   return {.decode_rows = kDecodeRows, .partial_rows = static_cast<int32_t>(rows)};
 }
 
+int64_t most_step_words(const Limits& limits) {
+  const int64_t segments = (kMaxParts + 1) * limits.max_seqs * kSegmentWords;
+  return kHeaderWords + 3 * limits.max_tokens + limits.max_seqs * limits.max_blocks_per_seq +
+         4 * limits.max_rows + segments + kSlotParamWords * limits.num_slots +
+         2 * limits.num_blocks;
+}
+
 int64_t packed_step_words(const GroupStep& step) {
   const int64_t segments = (kMaxParts + 1) * step.num_seqs() * kSegmentWords;
   return kHeaderWords + 3 * step.num_tokens() + static_cast<int64_t>(step.block_tables.size()) +

@@ -91,6 +91,8 @@ struct StepPlanConfig {
 // Rows of partial results the decode workspace of a program holds.
 StepPlanConfig step_plan_config(const Limits& limits, bool deterministic);
 
+// Words of the largest step of a group within these limits, its slot lists left out.
+int64_t most_step_words(const Limits& limits);
 // Words that pack_step() writes for this step.
 int64_t packed_step_words(const GroupStep& step);
 // `words` holds packed_step_words(step); the first ones are a PackedStep.

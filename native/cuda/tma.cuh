@@ -2,10 +2,11 @@
 // specialise need: registers moved between warpgroups, barriers of one warpgroup.
 // emulation/tma.h holds the same functions for the emulation.
 //
-// A wait on a BlockBarrier ends by arrivals and copies of the same block, like __syncthreads(): it
-// needs no deadline, and a copy that faults ends the kernel.
+// A wait on a BlockBarrier ends by arrivals and copies of the same block; where they do not come,
+// by the deadline of its BlockWatch.
 #pragma once
 
+#include "cuda/block_watch.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/tensor_map.h"
 
@@ -55,17 +56,24 @@ __device__ __forceinline__ void arrive_and_expect(BlockBarrier& barrier, int byt
       "r"(bytes)
       : "memory");
 }
-// Returns once the phase of this parity has ended: at once for 1 before the first phase has.
-__device__ __forceinline__ void wait_for(BlockBarrier& barrier, uint32_t parity) {
-  const uint32_t address = shared_address(&barrier);
+// Whether the phase of this parity has ended; sleeps for a while, as long as the hardware likes.
+__device__ __forceinline__ bool try_wait(uint32_t barrier, uint32_t parity) {
   uint32_t done = 0;
-  while (done == 0)
-    asm volatile(
-        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
-        "selp.u32 %0, 1, 0, p;}"
-        : "=r"(done)
-        : "r"(address), "r"(parity)
-        : "memory");
+  asm volatile(
+      "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+// Returns once the phase of this parity has ended: at once for 1 before the first phase has.
+__device__ __forceinline__ void wait_for(BlockBarrier& barrier, uint32_t parity,
+                                         const BlockWatch& watch, uint32_t& given_up) {
+  const uint32_t address = shared_address(&barrier);
+  if (try_wait(address, parity)) return;
+  const uint32_t start = block_clock();
+  while (!try_wait(address, parity))
+    if (gives_up(watch, start, given_up)) return;
 }
 
 // Ordinary stores of this thread to shared memory before it are visible to copies and to wgmma

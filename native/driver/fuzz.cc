@@ -66,6 +66,18 @@ class Mutator {
     return text;
   }
 
+  // A section begins where another one does, or a few words off.
+  void move_section(std::vector<int32_t>& words) {
+    if (words.size() < kStepHeaderWords || words[4] <= 0) return;
+    const auto offset_of = [&](size_t section) {
+      return kStepHeaderWords + section * kStepSectionWords + 2;
+    };
+    const auto sections = static_cast<size_t>(words[4]);
+    const size_t from = offset_of(below(sections)), to = offset_of(below(sections));
+    if (std::max(from, to) >= words.size()) return;
+    words[to] = static_cast<int32_t>(int64_t{words[from]} + static_cast<int64_t>(below(5)) - 2);
+  }
+
   std::vector<int32_t> mutate_words(std::vector<int32_t> words) {
     for (size_t count = 1 + below(3); count > 0; --count) {
       switch (below(8)) {
@@ -78,6 +90,9 @@ class Mutator {
           break;
         case 2:
           words[below(words.size())] = static_cast<int32_t>(random_());
+          break;
+        case 3:
+          move_section(words);
           break;
         default:
           words[below(words.size())] = static_cast<int32_t>(number());

@@ -1,5 +1,6 @@
 #include "node/runtime_object.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <unordered_set>
@@ -25,6 +26,15 @@ LiveObjects& live_objects() {
 
 }  // namespace
 
+// A GPU's driver takes its memory away in an exit handler of its own, which comes with its first
+// use; ours must run before it.
+void RuntimeObject::register_behind_drivers(const RuntimeConfig& config) {
+  const auto is_gpu = [](const std::string& device) { return device != "cpu"; };
+  if (std::none_of(config.devices.begin(), config.devices.end(), is_gpu)) return;
+  static const bool registered = std::atexit(on_process_exit) == 0;
+  if (!registered) fail(ErrorCode::kInternal, "cannot register an exit handler");
+}
+
 Napi::Function RuntimeObject::define(Napi::Env env) {
   // process.exit() ends the main thread's environment without its cleanup hooks. Exit handlers run
   // in reverse order: the op table, which loading threads use, must exist before ours.
@@ -45,6 +55,7 @@ RuntimeObject::RuntimeObject(const Napi::CallbackInfo& info)
     const RuntimeConfig config = read_options(info[0]);
     mailbox_ = std::make_unique<Mailbox>(env_);
     runtime_ = std::make_unique<Runtime>(config);
+    register_behind_drivers(config);
   });
   // After the mailbox: hooks run in reverse order, so ours runs while the mailbox still works.
   hooked_ = napi_add_env_cleanup_hook(env_, on_environment_exit, this) == napi_ok;

@@ -52,6 +52,7 @@ class RuntimeObject : public Napi::ObjectWrap<RuntimeObject> {
   void stop_once_closed();  // the same after close(), when no promise is pending
   static void on_environment_exit(void* self);
   static void on_process_exit();
+  static void register_behind_drivers(const RuntimeConfig& config);
 
   Napi::Env env_;
   std::unordered_map<uint32_t, Pending> pending_;

@@ -51,6 +51,7 @@ struct WgmmaPrefillShared {
   ptx::BlockBarrier queries_full, queries_empty;
   ptx::BlockBarrier keys_full[Config::kStages], keys_empty[Config::kStages];
   ptx::BlockBarrier values_full[Config::kStages], values_empty[Config::kStages];
+  uint32_t given_up;  // 1: a wait did not end
 };
 template <typename Config>
 constexpr int kPrefillSharedBytes = sizeof(WgmmaPrefillShared<bf16, Config>) + ptx::kSwizzleBytes;
@@ -59,6 +60,7 @@ struct WgmmaPrefillArgs {
   TensorMap q;   // [q_rows, heads·head_dim], boxes of kPrefillRows × 64
   TensorMap kv;  // [blocks·2·kv_heads, block_size, head_dim], boxes of 1 × 16 × 64
   AttentionArgs attention;
+  BlockWatch watch;
 };
 
 // ---- Fetching -----------------------------------------------------------------------------------
@@ -74,7 +76,7 @@ class PrefillFetcher {
 
   __device__ void fetch_tile(const PrefillTile& tile) {
     fetch_queries(tile);
-    for (int key = tile.first_key; key < tile.end_key; key += Config::kKeys) {
+    for (int key = tile.first_key; key < tile.end_key && !stopped_; key += Config::kKeys) {
       fetch_boxes(tile, key, 0, shared_.keys[ring_.stage][0][0], shared_.keys_full[ring_.stage],
                   shared_.keys_empty[ring_.stage]);
       fetch_boxes(tile, key, attention_.kv_heads, shared_.values[ring_.stage][0][0],
@@ -84,10 +86,18 @@ class PrefillFetcher {
   }
 
  private:
+  // All lanes. Afterwards they agree whether to stop.
+  __device__ __forceinline__ void wait(ptx::BlockBarrier& barrier, uint32_t parity) {
+    ptx::wait_for(barrier, parity, args_.watch, shared_.given_up);
+    const uint32_t given_up = *static_cast<const volatile uint32_t*>(&shared_.given_up);
+    stopped_ = __any_sync(kFullWarp, given_up != 0) != 0;
+  }
+
   __device__ void fetch_queries(const PrefillTile& tile) {
-    ptx::wait_for(shared_.queries_empty, queries_.parity ^ 1);
+    if (stopped_) return;
+    wait(shared_.queries_empty, queries_.parity ^ 1);
     queries_.advance();
-    if (lane_index() != 0) return;
+    if (stopped_ || lane_index() != 0) return;
     ptx::arrive_and_expect(shared_.queries_full, Config::kChunks * kPrefillRows * 128);
     for (int chunk = 0; chunk < Config::kChunks; ++chunk)
       ptx::copy_box(shared_.queries[chunk], args_.q, shared_.queries_full,
@@ -104,7 +114,8 @@ class PrefillFetcher {
     const bool wanted = lane_index() < Config::kBoxes && first < tile.end_key &&
                         first + Config::kBoxKeys > tile.first_seen;
     const int boxes = __popc(__ballot_sync(kFullWarp, wanted));
-    ptx::wait_for(empty, ring_.parity ^ 1);
+    wait(empty, ring_.parity ^ 1);
+    if (stopped_) return;
     if (lane_index() == 0) ptx::arrive_and_expect(full, boxes * Config::kBoxBytes);
     __syncwarp();  // the bytes are expected before they come
     if (!wanted) return;
@@ -119,6 +130,7 @@ class PrefillFetcher {
   const WgmmaPrefillArgs& args_;
   const AttentionArgs& attention_;
   Shared& shared_;
+  bool stopped_ = false;  // a wait of the block did not end
   ptx::RingPlace<1> queries_;
   ptx::RingPlace<Config::kStages> ring_;
 };
@@ -134,8 +146,8 @@ class PrefillGroup {
   static constexpr int kKeyTiles = Config::kKeys / 8;
   static constexpr int kSteps = Config::kKeys / 16;  // of k in weights · values
 
-  __device__ PrefillGroup(const AttentionArgs& args, Shared& shared, int group)
-      : args_(args), shared_(shared), group_(group) {}
+  __device__ PrefillGroup(const WgmmaPrefillArgs& args, Shared& shared, int group)
+      : args_(args.attention), watch_(args.watch), shared_(shared), group_(group) {}
 
   __device__ void attend(const PrefillTile& tile) {
     tile_ = &tile;
@@ -149,7 +161,7 @@ class PrefillGroup {
     State state;
     state.reset();
     take_positions(state);
-    ptx::wait_for(shared_.queries_full, queries_.parity);
+    wait(shared_.queries_full, queries_.parity);
     queries_.advance();
     int key = tile.first_key;
     for (; key < tile.end_key && key < first_key; key += Config::kKeys) pass_tile();
@@ -160,6 +172,10 @@ class PrefillGroup {
   }
 
  private:
+  __device__ __forceinline__ void wait(ptx::BlockBarrier& barrier, uint32_t parity) {
+    ptx::wait_for(barrier, parity, watch_, shared_.given_up);
+  }
+
   // Key tiles from `key` on until `end`; returns where the next one would begin.
   __device__ __forceinline__ int attend_keys(State& state, int key, int end) {
     float score[kKeyTiles][4];
@@ -187,7 +203,7 @@ class PrefillGroup {
 
   // score = q·kᵀ of the next tile of keys; a committed group.
   __device__ __forceinline__ void start_scores(float (&score)[kKeyTiles][4]) {
-    ptx::wait_for(shared_.keys_full[keys_.stage], keys_.parity);
+    wait(shared_.keys_full[keys_.stage], keys_.parity);
     const uint64_t q = ptx::describe_rows(shared_.queries[0][group_ * 64]);
     const uint64_t k = ptx::describe_rows(shared_.keys[keys_.stage][0]);
     ptx::pin(score);
@@ -218,7 +234,7 @@ class PrefillGroup {
   // out += weights · values of the tile of keys from `key` on; a committed group.
   __device__ __forceinline__ void start_values(State& state, const uint32_t (&weight)[kSteps][4],
                                                int key) {
-    ptx::wait_for(shared_.values_full[values_.stage], values_.parity);
+    wait(shared_.values_full[values_.stage], values_.parity);
     if (key < tile_->first_seen || key + Config::kKeys > tile_->end_key) zero_unseen(key);
     const uint64_t v = ptx::describe_columns(shared_.values[values_.stage][0], Config::kKeys * 128);
     ptx::pin(state.out[0]);
@@ -263,8 +279,8 @@ class PrefillGroup {
 
   // A tile of keys that no row of this group sees.
   __device__ __forceinline__ void pass_tile() {
-    ptx::wait_for(shared_.keys_full[keys_.stage], keys_.parity);
-    ptx::wait_for(shared_.values_full[values_.stage], values_.parity);
+    wait(shared_.keys_full[keys_.stage], keys_.parity);
+    wait(shared_.values_full[values_.stage], values_.parity);
     if (lane_index() == 0) {
       ptx::arrive(shared_.keys_empty[keys_.stage]);
       ptx::arrive(shared_.values_empty[values_.stage]);
@@ -314,6 +330,7 @@ class PrefillGroup {
   }
 
   const AttentionArgs& args_;
+  const BlockWatch& watch_;
   Shared& shared_;
   const int group_;
   const PrefillTile* tile_ = nullptr;
@@ -326,6 +343,7 @@ class PrefillGroup {
 
 template <typename Shared, typename Config>
 __device__ void init_barriers(Shared& shared) {
+  shared.given_up = 0;
   constexpr int kWarps = Config::kGroups * 4;
   ptx::init_barrier(shared.queries_full, 1);
   ptx::init_barrier(shared.queries_empty, kWarps);
@@ -362,16 +380,19 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       }
     } else {
       ptx::grow_registers<kMultiplyRegisters>();
-      PrefillGroup<T, Config> multiplier(attention, shared, group - 1);
+      PrefillGroup<T, Config> multiplier(args, shared, group - 1);
       for (int index = blockIdx.x; index < tiles; index += gridDim.x)
         multiplier.attend(find_tile<Config::kKeys>(attention, plan, index));
     }
   }
 }
 
-WgmmaPrefillArgs wgmma_prefill_args(const AttentionShape& shape, const CudaRank& rank,
-                                    const CudaOperands& at) {
-  WgmmaPrefillArgs args{.q = {}, .kv = {}, .attention = attention_args(shape, rank, at, false)};
+WgmmaPrefillArgs wgmma_prefill_args(const AttentionShape& shape, const CudaLaunch& launch,
+                                    const CudaRank& rank, const CudaOperands& at) {
+  WgmmaPrefillArgs args{.q = {},
+                        .kv = {},
+                        .attention = attention_args(shape, rank, at, false),
+                        .watch = block_watch(launch, rank)};
   const AttentionArgs& a = args.attention;
   const int64_t row = int64_t{a.heads} * a.head_dim;
   args.q = make_tensor_map({.dtype = a.dtype,
@@ -401,8 +422,8 @@ CudaKernel make_prefill(const AttentionShape& shape) {
         return row_shape(launch, blocks_for(launch, tiles, 1), Config::kThreads,
                          kPrefillSharedBytes<Config>);
       },
-      [=](const CudaLaunch&, const CudaRank& rank, const CudaOperands& at) {
-        return wgmma_prefill_args(shape, rank, at);
+      [=](const CudaLaunch& launch, const CudaRank& rank, const CudaOperands& at) {
+        return wgmma_prefill_args(shape, launch, rank, at);
       },
       kPrefillSharedBytes<Config>);
 }

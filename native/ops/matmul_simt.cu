@@ -34,16 +34,10 @@ __device__ void load_tile(float (&to)[SimtConfig::kDepth][SimtConfig::kPitch], D
   }
 }
 
-__global__ void __launch_bounds__(SimtConfig::kThreads)
-    matmul_simt_kernel(const __grid_constant__ MatmulArgs args) {
+// One tile of y; the block's tiles in shared memory are free when it returns.
+__device__ void multiply_tile(const MatmulArgs& args, SimtShared& shared, const RowRange& rows,
+                              int first_row, int first_column) {
   constexpr int kEach = SimtConfig::kEach, kSide = SimtConfig::kSide;
-  auto& shared = shared_memory<SimtShared>();
-  ptx::wait_for_previous_kernel();
-  ptx::allow_next_kernel();
-  const RowRange rows = rows_of(args.rows);
-  const int first_row = static_cast<int>(blockIdx.y) * SimtConfig::kTile;
-  const int first_column = static_cast<int>(blockIdx.x) * SimtConfig::kTile;
-  if (first_row >= rows.count) return;
   const int my_row = threadIdx.x / kSide * kEach, my_column = threadIdx.x % kSide * kEach;
 
   float sums[kEach][kEach] = {};
@@ -78,6 +72,19 @@ __global__ void __launch_bounds__(SimtConfig::kThreads)
   }
 }
 
+__global__ void __launch_bounds__(SimtConfig::kThreads)
+    matmul_simt_kernel(const __grid_constant__ MatmulArgs args) {
+  constexpr int kTile = SimtConfig::kTile;
+  auto& shared = shared_memory<SimtShared>();
+  ptx::wait_for_previous_kernel();
+  ptx::allow_next_kernel();
+  const RowRange rows = rows_of(args.rows);
+  const int first_column = static_cast<int>(blockIdx.x) * kTile;
+  const int step = static_cast<int>(gridDim.y) * kTile;
+  for (int row = static_cast<int>(blockIdx.y) * kTile; row < rows.count; row += step)
+    multiply_tile(args, shared, rows, row, first_column);
+}
+
 }  // namespace
 
 CudaKernel matmul_simt(const MatmulShape& shape) {
@@ -89,7 +96,8 @@ CudaKernel matmul_simt(const MatmulShape& shape) {
         LaunchShape grid =
             row_shape(launch, static_cast<unsigned>((shape.constant.n + kTile - 1) / kTile),
                       SimtConfig::kThreads, sizeof(SimtShared));
-        grid.blocks_y = static_cast<unsigned>(std::max<int64_t>(1, (rows + kTile - 1) / kTile));
+        grid.blocks_y =
+            static_cast<unsigned>(std::clamp<int64_t>((rows + kTile - 1) / kTile, 1, kMaxBlocksY));
         return grid;
       },
       [=](const CudaLaunch&, const CudaRank& rank, const CudaOperands& at) {

@@ -50,6 +50,7 @@ struct WgmmaShared {
   T stages[Config::kStages][Config::kStageElements];  // x, then W
   ptx::BlockBarrier full[Config::kStages];
   ptx::BlockBarrier empty[Config::kStages];
+  uint32_t given_up;  // 1: a wait did not end
 };
 template <typename Config>
 constexpr int kWgmmaSharedBytes = sizeof(WgmmaShared<bf16, Config>) + ptx::kSwizzleBytes;
@@ -58,6 +59,7 @@ struct WgmmaArgs {
   TensorMap x;  // [x_rows, k], boxes of kRows
   TensorMap w;  // [n, k], boxes of kColumns
   MatmulArgs matmul;
+  BlockWatch watch;
 };
 
 template <typename T, typename Config>
@@ -76,6 +78,7 @@ class WgmmaBlock {
 
   // One thread.
   __device__ void init() {
+    shared_.given_up = 0;
     for (int stage = 0; stage < Config::kStages; ++stage) {
       ptx::init_barrier(shared_.full[stage], 1);
       ptx::init_barrier(shared_.empty[stage], Config::kGroups * 4);
@@ -92,7 +95,8 @@ class WgmmaBlock {
       for (int step = 0; step < steps_; ++step, place_.advance()) {
         ptx::BlockBarrier& full = shared_.full[place_.stage];
         T* to = shared_.stages[place_.stage];
-        ptx::wait_for(shared_.empty[place_.stage], place_.parity ^ 1);
+        wait(shared_.empty[place_.stage], place_.parity ^ 1);
+        if (has_given_up()) return;
         ptx::arrive_and_expect(full, Config::kStageBytes);
         ptx::copy_box(to, args_.x, full, step * Config::kDepth,
                       rows_.begin + place.row * Config::kRows);
@@ -117,13 +121,19 @@ class WgmmaBlock {
   }
 
  private:
+  __device__ __forceinline__ void wait(ptx::BlockBarrier& barrier, uint32_t parity) {
+    ptx::wait_for(barrier, parity, args_.watch, shared_.given_up);
+  }
+  __device__ bool has_given_up() const {
+    return *static_cast<const volatile uint32_t*>(&shared_.given_up) != 0;
+  }
   __device__ int num_tiles() const { return row_tiles_ * column_tiles_; }
 
   // x_at, w_at: of the group's operands within a stage.
   __device__ __forceinline__ void multiply_tile(float (&sums)[kTiles][4], int x_at, int w_at) {
     int last = 0;
     for (int step = 0; step < steps_; ++step, place_.advance()) {
-      ptx::wait_for(shared_.full[place_.stage], place_.parity);
+      wait(shared_.full[place_.stage], place_.parity);
       const uint64_t x = ptx::describe_rows(shared_.stages[place_.stage] + x_at);
       const uint64_t w = ptx::describe_rows(shared_.stages[place_.stage] + w_at);
       ptx::pin(sums);
@@ -242,7 +252,8 @@ void launch_wgmma(const MatmulShape& shape, const CudaLaunch& launch) {
         launch.stream,
         WgmmaArgs{.x = rows_map(args.x_dtype, args.x, shape.x_rows, args.k, Config::kRows),
                   .w = rows_map(args.w_dtype, args.w, args.n, args.k, Config::kColumns),
-                  .matmul = args});
+                  .matmul = args,
+                  .watch = block_watch(launch, launch.ranks[i])});
   }
 }
 

@@ -192,7 +192,8 @@ __global__ void __launch_bounds__(SamplingConfig::kThreads)
 CudaKernel prepare_cuda_sample(const OpInstance& op, const CudaPlan&) {
   const auto vocab = static_cast<int32_t>(op.integer("vocab_size"));
   const int64_t columns = op.input(0)->cols();
-  op.require(vocab <= 1 << 18, "more than 2^18 tokens on CUDA");
+  op.require(vocab <= kMaxSampledVocab, "a vocabulary of %d tokens, at most %d on CUDA", vocab,
+             static_cast<int>(kMaxSampledVocab));
   op.require(vocab <= op.program.limits.vocab_size, "vocab_size is above the program's limit");
   const auto blocks_of = [](const CudaDevice& device, const CudaBucket& bucket) {
     return std::clamp<int64_t>(bucket.rows, 1, device.sm_count);

@@ -9,6 +9,7 @@
 #include <cfloat>
 
 #include "cuda/numeric.cuh"
+#include "cuda/slots.h"
 
 namespace nanoweave {
 
@@ -19,7 +20,8 @@ struct SamplingConfig {
 };
 
 using Mass = unsigned long long;
-inline constexpr double kMassUnit = 0x1p44;  // 2^18 tokens of weight 1 fit 62 bits
+inline constexpr double kMassUnit = 0x1p44;
+static_assert(kMaxSampledVocab * kMassUnit <= 0x1p62, "all tokens of weight 1 must fit a Mass");
 
 struct SamplingShared {
   Mass bins[SamplingConfig::kBins];

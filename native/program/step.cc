@@ -43,6 +43,13 @@ constexpr int32_t kEmptyBounds[5] = {0, 0, 0, 0, 0};
 using Words = std::span<const int32_t>;
 using Sections = std::array<Words, kNumSectionKinds + 1>;
 
+// An entry of the section table.
+struct Section {
+  int32_t kind;
+  int32_t group;
+  Words words;
+};
+
 class GroupParser {
  public:
   GroupParser(const Program& program, int group, const Sections& sections)
@@ -278,9 +285,12 @@ class GroupParser {
     const Words words = section(kind);
     const auto count = static_cast<int64_t>(words.size()) / kSlotParamWords;
     require_length(kind, count * kSlotParamWords);
+    std::unordered_set<int32_t> slots;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t at = i * kSlotParamWords;
       require_range(kind, at, 0, limits_.num_slots);
+      if (!slots.insert(words[at]).second)
+        refuse(kind, at, "a slot is set twice in one step", words[at]);
       const auto require_float = [&](int64_t index, double low, double high) {
         const float value = std::bit_cast<float>(words[at + index]);
         if (!(value >= low && value <= high))
@@ -385,6 +395,53 @@ class GroupParser {
   GroupStep step_;
 };
 
+// One word of a step has one meaning.
+void require_disjoint(std::vector<Section>& sections) {
+  const auto overlaps = [](const Section& a, const Section& b) {
+    return a.words.data() + a.words.size() > b.words.data();
+  };
+  std::sort(sections.begin(), sections.end(),
+            [](const Section& a, const Section& b) { return a.words.data() < b.words.data(); });
+  const auto found = std::adjacent_find(sections.begin(), sections.end(), overlaps);
+  if (found == sections.end()) return;
+  fail(ErrorCode::kStep, "step sections %s of group %d and %s of group %d overlap",
+       kSectionNames[found[0].kind], found[0].group, kSectionNames[found[1].kind], found[1].group);
+}
+
+// The sections of every group, by the table behind the header.
+std::vector<Sections> read_sections(Words step, int num_groups) {
+  const int64_t num_sections = step[4];
+  if (num_sections < 0 || num_sections > int64_t{num_groups} * kNumSectionKinds)
+    fail(ErrorCode::kStep, "a step of %lld sections", static_cast<long long>(num_sections));
+  const auto size = static_cast<int64_t>(step.size());
+  const int64_t table_end = kStepHeaderWords + num_sections * kStepSectionWords;
+  if (table_end > size) fail(ErrorCode::kStep, "the section table runs past the step");
+
+  std::vector<Sections> groups(num_groups);
+  std::vector<std::array<bool, kNumSectionKinds + 1>> present(num_groups);
+  std::vector<Section> filled;
+  for (int64_t i = 0; i < num_sections; ++i) {
+    const Words entry = step.subspan(kStepHeaderWords + i * kStepSectionWords, kStepSectionWords);
+    const int32_t kind = entry[0], group = entry[1];
+    const int64_t offset = entry[2], length = entry[3];
+    if (kind < 1 || kind > kNumSectionKinds)
+      fail(ErrorCode::kStep, "unknown step section kind %d", kind);
+    if (group < 0 || group >= num_groups)
+      fail(ErrorCode::kStep, "step section %s names group %d of %d", kSectionNames[kind], group,
+           num_groups);
+    if (length < 0 || offset < table_end || offset > size - length)
+      fail(ErrorCode::kStep, "step section %s of group %d lies outside the step",
+           kSectionNames[kind], group);
+    if (std::exchange(present[group][kind], true))
+      fail(ErrorCode::kStep, "step section %s of group %d stands twice", kSectionNames[kind],
+           group);
+    groups[group][kind] = step.subspan(offset, length);
+    if (length > 0) filled.push_back({kind, group, groups[group][kind]});
+  }
+  require_disjoint(filled);
+  return groups;
+}
+
 }  // namespace
 
 std::unique_ptr<Step> parse_step(const Program& program, std::span<const int32_t> words) {
@@ -405,34 +462,9 @@ std::unique_ptr<Step> parse_step(const Program& program, std::span<const int32_t
   if ((step->flags & ~known_flags) != 0)
     fail(ErrorCode::kStep, "unknown step flags %#x", step->flags);
 
-  const int num_groups = program.world / program.tp;
-  const int64_t num_sections = owned[4];
-  if (num_sections < 0 || num_sections > int64_t{num_groups} * kNumSectionKinds)
-    fail(ErrorCode::kStep, "a step of %lld sections", static_cast<long long>(num_sections));
-  const auto size = static_cast<int64_t>(owned.size());
-  const int64_t table_end = kStepHeaderWords + num_sections * kStepSectionWords;
-  if (table_end > size) fail(ErrorCode::kStep, "the section table runs past the step");
-
-  std::vector<Sections> groups(num_groups);
-  std::vector<std::array<bool, kNumSectionKinds + 1>> present(num_groups);
-  for (int64_t i = 0; i < num_sections; ++i) {
-    const Words entry = owned.subspan(kStepHeaderWords + i * kStepSectionWords, kStepSectionWords);
-    const int64_t kind = entry[0], group = entry[1], offset = entry[2], length = entry[3];
-    if (kind < 1 || kind > kNumSectionKinds)
-      fail(ErrorCode::kStep, "unknown step section kind %lld", static_cast<long long>(kind));
-    if (group < 0 || group >= num_groups)
-      fail(ErrorCode::kStep, "step section %s names group %lld of %d", kSectionNames[kind],
-           static_cast<long long>(group), num_groups);
-    if (length < 0 || offset < table_end || offset > size - length)
-      fail(ErrorCode::kStep, "step section %s of group %lld lies outside the step",
-           kSectionNames[kind], static_cast<long long>(group));
-    if (std::exchange(present[group][kind], true))
-      fail(ErrorCode::kStep, "step section %s of group %lld stands twice", kSectionNames[kind],
-           static_cast<long long>(group));
-    groups[group][kind] = owned.subspan(offset, length);
-  }
-  for (int group = 0; group < num_groups; ++group) {
-    GroupParser parser(program, group, groups[group]);
+  const std::vector<Sections> groups = read_sections(owned, program.world / program.tp);
+  for (size_t group = 0; group < groups.size(); ++group) {
+    GroupParser parser(program, static_cast<int>(group), groups[group]);
     step->groups.push_back(parser.parse());
     step->groups.back().returns_expert_choices = (step->flags & kStepExpertChoices) != 0;
     if (group > 0) continue;

@@ -40,6 +40,7 @@ SAME_PLACE(net_name, netName);
 static_assert(SameAbi<GetVersion, decltype(ncclGetVersion)>::value);
 static_assert(SameAbi<GetUniqueId, decltype(ncclGetUniqueId)>::value);
 static_assert(SameAbi<CommInitRankConfig, decltype(ncclCommInitRankConfig)>::value);
+static_assert(SameAbi<CommFinalize, decltype(ncclCommFinalize)>::value);
 static_assert(SameAbi<CommDestroy, decltype(ncclCommDestroy)>::value);
 static_assert(SameAbi<CommAbort, decltype(ncclCommAbort)>::value);
 static_assert(SameAbi<CommGetAsyncError, decltype(ncclCommGetAsyncError)>::value);

@@ -149,6 +149,10 @@ void add_matmul_cases(Cases& cases) {
     add_for_devices(cases, matmul_case(types, 33, 70, 136, true));
     add_for_devices(cases, matmul_case(types, 100, 129, 72, false));
     add_for_devices(cases, matmul_case(types, 300, 260, 104, true));  // large tiles
+    for (const int count : {1, 7}) {
+      cases.push_back(matmul_case(types, 100, 129, 520, false));
+      cases.back().lose_boxes(count);
+    }
     add_tiles(cases, types);
     OpCase wide = matmul_case(types, 7, 200, 72, false);  // 32 rows of W per block
     wide.sm_budget = wide.device.sm_count = 2;

@@ -50,6 +50,7 @@ void check_life(Expectations& expect, const NcclDouble& nccl) {
   }
   expect.same("two groups", nccl.log(),
               "init rank 0 of 2\ninit rank 1 of 2\ninit rank 0 of 2\ninit rank 1 of 2\n"
+              "finalize rank 0\nfinalize rank 1\nfinalize rank 0\nfinalize rank 1\n"
               "destroy rank 0\ndestroy rank 1\ndestroy rank 0\ndestroy rank 1\n");
 }
 
@@ -61,6 +62,17 @@ void check_init_deadline(Expectations& expect, const NcclDouble& nccl) {
   nccl.fault("none", -1);
   expect.same("its peers", nccl.log(),
               "init rank 0 of 2\ninit rank 1 of 2\nabort rank 0\nabort rank 1\n");
+}
+
+void check_end_deadline(Expectations& expect, const NcclDouble& nccl) {
+  {
+    const NcclWorld world(nccl.library, options_for({0, 1}, 2));
+    nccl.fault("finalize", 0);
+  }
+  nccl.fault("none", -1);
+  expect.same("a rank that never ends", nccl.log(),
+              "init rank 0 of 2\ninit rank 1 of 2\nfinalize rank 0\nfinalize rank 1\n"
+              "abort rank 0\nabort rank 1\n");
 }
 
 void check_later_error(Expectations& expect, const NcclDouble& nccl) {
@@ -127,6 +139,7 @@ std::vector<std::string> run_library_checks() {
   nccl.log();
   check_life(expect, nccl);
   check_init_deadline(expect, nccl);
+  check_end_deadline(expect, nccl);
   check_later_error(expect, nccl);
   check_refusals(expect, nccl);
   check_multicast_heap(expect);

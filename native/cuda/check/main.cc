@@ -1,7 +1,9 @@
-// nanoweave_cuda_emulation [--filter TEXT] [--seeds N] [--list]: runs the CUDA kernels on the CPU
-// against the host ops and prints a table. Exit code 0: all agree; 1: some do not.
+// nanoweave_cuda_emulation [--filter TEXT] [--seeds N] [--list] [--times]: runs the CUDA kernels on
+// the CPU against the host ops and prints a table; --times, how long each case takes. Exit code 0:
+// all agree; 1: some do not.
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +12,7 @@
 #include <string>
 
 #include "cuda/check/doubles.h"
+#include "cuda/check/host_checks.h"
 #include "cuda/check/library_checks.h"
 #include "cuda/check/op_case.h"
 
@@ -31,6 +34,7 @@ struct Options {
   const char* filter = "";
   int seeds = 2;
   bool list = false;
+  bool times = false;
 };
 
 Options parse_options(int argc, char** argv) {
@@ -39,12 +43,14 @@ Options parse_options(int argc, char** argv) {
     const std::string arg = argv[i];
     if (arg == "--list") {
       options.list = true;
+    } else if (arg == "--times") {
+      options.times = true;
     } else if (arg == "--filter" && i + 1 < argc) {
       options.filter = argv[++i];
     } else if (arg == "--seeds" && i + 1 < argc) {
       options.seeds = std::max(1, std::atoi(argv[++i]));
     } else {
-      std::fprintf(stderr, "usage: %s [--filter TEXT] [--seeds N] [--list]\n", argv[0]);
+      std::fprintf(stderr, "usage: %s [--filter TEXT] [--seeds N] [--list] [--times]\n", argv[0]);
       std::exit(2);
     }
   }
@@ -60,6 +66,7 @@ int main(int argc, char** argv) {
   std::signal(SIGSEGV, report_crash);
   std::signal(SIGBUS, report_crash);
 #endif
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   use_doubles();
   int failed = 0;
   for (const std::string& wrong : run_library_checks()) {
@@ -75,7 +82,7 @@ int main(int argc, char** argv) {
 
   struct Row {
     int cases = 0, wrong = 0;
-    double error = 0;
+    double error = 0, seconds = 0;
   };
   std::map<std::string, Row> table;
   for (const OpCase& op_case : cases) {
@@ -88,7 +95,11 @@ int main(int argc, char** argv) {
     Row& row = table[op_case.program.ops.back().kind];
     for (int seed = 1; seed <= options.seeds; ++seed) {
       std::snprintf(running, sizeof running, "%s, seed %d", label.c_str(), seed);
+      const auto start = std::chrono::steady_clock::now();
       const CaseResult result = run_case(op_case, static_cast<uint64_t>(seed));
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+      row.seconds += took.count();
+      if (options.times) std::printf("%8.2f s  %s, seed %d\n", took.count(), label.c_str(), seed);
       ++row.cases;
       row.error = std::max(row.error, result.error);
       if (result.ok) continue;
@@ -98,9 +109,14 @@ int main(int argc, char** argv) {
     }
   }
   if (options.list) return 0;
-  std::printf("%-22s %8s %8s %14s\n", "op (emulated)", "runs", "wrong", "largest error");
+  for (const std::string& wrong : run_host_checks()) {
+    ++failed;
+    std::printf("WRONG %s\n", wrong.c_str());
+  }
+  std::printf("%-22s %8s %8s %14s %8s\n", "op (emulated)", "runs", "wrong", "largest error", "s");
   for (const auto& [kind, row] : table)
-    std::printf("%-22s %8d %8d %14.2e\n", kind.c_str(), row.cases, row.wrong, row.error);
+    std::printf("%-22s %8d %8d %14.2e %8.1f\n", kind.c_str(), row.cases, row.wrong, row.error,
+                row.seconds);
   if (table.empty()) std::printf("no case matches '%s'\n", options.filter);
   return failed == 0 && !table.empty() ? 0 : 1;
 }

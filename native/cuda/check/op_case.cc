@@ -88,6 +88,13 @@ void OpCase::next_op(const char* kind) {
 
 void OpCase::attrs(const std::string& json) { program.ops.back().attrs = Json::parse(json); }
 
+void OpCase::lose_boxes(int count) {
+  name += ", lost boxes";
+  lost_boxes = count;
+  expects_fault = true;
+  timeout_ns = 3 << 20;
+}
+
 void OpCase::use_part(int part, int parts) {
   program.parts = parts;
   OpDesc& op = program.ops.back();

@@ -66,6 +66,7 @@ struct OpCase {
   Tolerance tolerance = Tolerance::kClose;
   bool compare = true;         // false: outputs are not looked at
   bool expects_fault = false;  // a rank must report a fault; outputs are not looked at
+  int lost_boxes = 0;          // every so many boxes of the copy engine do not come
   uint32_t first_epoch = 0;
   uint64_t timeout_ns = 1'000'000'000;
 
@@ -83,6 +84,9 @@ struct OpCase {
   void attrs(const std::string& json);
   // The functions above name operands of the last op.
   void next_op(const char* kind);
+
+  // The copy engine breaks: every `count`th of its boxes does not come, and the rank must say so.
+  void lose_boxes(int count);
 
   // Takes part `part` of `parts`; bounds are those of the step.
   void use_part(int part, int parts);

@@ -92,6 +92,16 @@ class DeviceScope {
   int previous_ = 0;
 };
 
+// Of a query.
+bool is_ready(cudaError_t status, const char* what) {
+  if (status == cudaErrorNotReady) {
+    cudaGetLastError();
+    return false;
+  }
+  check_cuda(status, what);
+  return true;
+}
+
 int attribute_of(int ordinal, cudaDeviceAttr attribute) {
   int value = 0;
   check_cuda(cudaDeviceGetAttribute(&value, attribute, ordinal), "asking for a device attribute");
@@ -198,7 +208,7 @@ DeviceMemory::DeviceMemory(int ordinal, int64_t bytes, const char* what)
 }
 
 DeviceMemory::~DeviceMemory() {
-  if (data_ != nullptr) cudaFree(data_);
+  if (data_ != nullptr && !devices_given_up()) cudaFree(data_);
 }
 
 PinnedMemory::PinnedMemory(int64_t bytes, const char* what) : bytes_(bytes) {
@@ -217,7 +227,7 @@ PinnedMemory::PinnedMemory(int64_t bytes, const char* what) : bytes_(bytes) {
 }
 
 PinnedMemory::~PinnedMemory() {
-  if (data_ != nullptr) cudaFreeHost(data_);
+  if (data_ != nullptr && !devices_given_up()) cudaFreeHost(data_);
 }
 
 // ---- Streams and events -------------------------------------------------------------------------
@@ -228,25 +238,17 @@ DeviceEvent::DeviceEvent(bool timed) {
 }
 
 DeviceEvent::~DeviceEvent() {
-  if (event_ != nullptr) cudaEventDestroy(event_);
+  if (event_ != nullptr && !devices_given_up()) cudaEventDestroy(event_);
 }
 
 void DeviceEvent::record(CudaStream stream) {
   check_cuda(cudaEventRecord(event_, stream), "recording an event");
 }
 
-bool DeviceEvent::done() const {
-  const cudaError_t status = cudaEventQuery(event_);
-  if (status == cudaErrorNotReady) {
-    cudaGetLastError();
-    return false;
-  }
-  check_cuda(status, "waiting for a step");
-  return true;
-}
+bool DeviceEvent::done() const { return is_ready(cudaEventQuery(event_), "waiting for a step"); }
 
-void DeviceEvent::synchronize() const {
-  check_cuda(cudaEventSynchronize(event_), "waiting for an event");
+void DeviceEvent::synchronize(std::chrono::milliseconds most) const {
+  wait_for_device([this] { return done(); }, most, "work before an event");
 }
 
 double elapsed_us(const DeviceEvent& from, const DeviceEvent& to) {
@@ -264,15 +266,16 @@ DeviceStream::DeviceStream(bool high_priority) {
 }
 
 DeviceStream::~DeviceStream() {
-  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  if (stream_ != nullptr && !devices_given_up()) cudaStreamDestroy(stream_);
 }
 
 void DeviceStream::wait(const DeviceEvent& event) {
   check_cuda(cudaStreamWaitEvent(stream_, event.get(), 0), "waiting for an event");
 }
 
-void DeviceStream::synchronize() const {
-  check_cuda(cudaStreamSynchronize(stream_), "waiting for a stream");
+void DeviceStream::synchronize(std::chrono::milliseconds most) const {
+  wait_for_device([this] { return is_ready(cudaStreamQuery(stream_), "waiting for a stream"); },
+                  most, "work in a stream");
 }
 
 void copy_async(void* to, const void* from, int64_t bytes, CudaStream stream) {
@@ -321,7 +324,7 @@ DeviceGraph::DeviceGraph(const DeviceStream& stream, const std::function<void()>
 }
 
 DeviceGraph::~DeviceGraph() {
-  if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
+  if (graph_ != nullptr && !devices_given_up()) cudaGraphExecDestroy(graph_);
 }
 
 void DeviceGraph::launch(CudaStream stream) const {

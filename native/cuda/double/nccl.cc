@@ -7,7 +7,7 @@
 //   collective nanoweave_double_fault(what, rank)  "none"; "hang": its collectives never start;
 //   "error": its
 //                                       communicator fails at one; "error now": fails at once;
-//                                       "init": it never becomes ready
+//                                       "init": it never becomes ready; "finalize": it never ends
 //   nanoweave_double_version(version)
 //   nanoweave_double_log()              the calls since the last time, a line each
 #include <atomic>
@@ -78,6 +78,7 @@ struct Comm {
   int rank = 0;
   uint64_t executed = 0;  // collectives its streams have come to
   bool failed = false;
+  bool finalized = false;
   std::atomic<bool> aborted{false};
 };
 
@@ -308,16 +309,26 @@ NANOWEAVE_DOUBLE_EXPORT int ncclCommInitRankConfig(Comm** comm, int ranks, nccl:
 
 NANOWEAVE_DOUBLE_EXPORT int ncclCommGetAsyncError(Comm* comm, nccl::Result* error) {
   const std::lock_guard lock(mutex);
-  const bool is_ready = comm->clique->members == comm->clique->ranks &&
-                        !(fault == "init" && comm->rank == fault_rank);
+  const bool never =
+      comm->rank == fault_rank && (fault == "init" || (fault == "finalize" && comm->finalized));
+  const bool is_ready = comm->clique->members == comm->clique->ranks && !never;
   if (fault == "error now" && comm->rank == fault_rank) comm->failed = true;
   *error = comm->failed ? nccl::kRemoteError : is_ready ? nccl::kSuccess : nccl::kInProgress;
   return nccl::kSuccess;
 }
 
-// Communicators stay in memory: streams may still hold their calls.
+NANOWEAVE_DOUBLE_EXPORT int ncclCommFinalize(Comm* comm) {
+  const std::lock_guard lock(mutex);
+  write("finalize rank " + std::to_string(comm->rank));
+  comm->finalized = true;
+  return nccl::kInProgress;
+}
+
+// Communicators stay in memory: streams may still hold their calls. The real one would wait for
+// peers here, had the communicator not been finalized.
 NANOWEAVE_DOUBLE_EXPORT int ncclCommDestroy(Comm* comm) {
   const std::lock_guard lock(mutex);
+  if (!comm->finalized) return nccl::kInvalidUsage;
   write("destroy rank " + std::to_string(comm->rank));
   return nccl::kSuccess;
 }

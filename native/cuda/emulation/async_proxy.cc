@@ -28,6 +28,9 @@ static_assert(sizeof(BarrierState) == 8);
 constexpr unsigned kValid = 2;  // poisoned memory has 3
 constexpr int64_t kMaxBytes = (1 << 20) - 1;
 
+int lost_every = 0;  // boxes; the machine's thread, and checks while it rests
+int boxes_started = 0;
+
 BarrierState load_barrier(const std::byte* barrier, const Where& where) {
   Machine& machine = Machine::instance();
   if (reinterpret_cast<uintptr_t>(barrier) % 8 != 0)
@@ -278,7 +281,13 @@ void arrive_at_block_barrier(std::byte* barrier, int64_t expected_bytes, const W
   store_barrier(barrier, state);
 }
 
-void wait_for_block_barrier(std::byte* barrier, uint32_t parity, const Where& where) {
+bool has_ended(std::byte* barrier, uint32_t parity, const Where& where) {
+  Machine::instance().yield();
+  if (!async_proxy().copies.empty()) perform_some_copy(where);
+  return load_barrier(barrier, where).phase != parity;
+}
+
+bool wait_for_block_barrier(std::byte* barrier, uint32_t parity, const Where& where) {
   Machine& machine = Machine::instance();
   AsyncProxy& proxy = async_proxy();
   machine.yield();
@@ -287,9 +296,16 @@ void wait_for_block_barrier(std::byte* barrier, uint32_t parity, const Where& wh
       perform_some_copy(where);
       continue;
     }
+    if (proxy.has_lost_copy) return false;
     proxy.waiting[barrier].push_back(&machine.self());
     machine.block_until("block barrier of the copy engine", where);
   }
+  return true;
+}
+
+void lose_copies(int count) {
+  lost_every = count;
+  boxes_started = 0;
 }
 
 void start_box_copy(void* to, const TensorMap& map, int rank, std::byte* barrier,
@@ -303,8 +319,12 @@ void start_box_copy(void* to, const TensorMap& map, int rank, std::byte* barrier
   if (address % 128 != 0) machine.fail("a box that is not aligned to 128 bytes", where);
   if (proxy.unpublished.contains(barrier))
     machine.fail("a copy on a block barrier that was not published", where);
-  proxy.copies.push_back({.map = shape, .to = address, .barrier = barrier, .at = at});
-  if (machine.random() % 2 == 0) perform_some_copy(where);
+  if (lost_every > 0 && ++boxes_started % lost_every == 0) {
+    proxy.has_lost_copy = true;
+  } else {
+    proxy.copies.push_back({.map = shape, .to = address, .barrier = barrier, .at = at});
+    if (machine.random() % 2 == 0) perform_some_copy(where);
+  }
   // Whoever sleeps at a barrier helps with the copies, so none is left behind.
   for (auto& [unused, threads] : proxy.waiting) {
     for (Thread* thread : threads) machine.wake(thread);
@@ -341,6 +361,7 @@ void wait_for_products(unsigned pending, const Where& where) {
 }
 
 const char* unfinished_work(const AsyncProxy& proxy) {
+  if (proxy.has_lost_copy) return nullptr;  // it has given up
   if (!proxy.copies.empty()) return "a block ended while copies to it were under way";
   size_t issued[64] = {};
   for (const auto& [warp, products] : proxy.warps) {

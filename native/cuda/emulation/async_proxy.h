@@ -86,7 +86,8 @@ struct AsyncProxy {
   std::byte* shared = nullptr;
   uint32_t shared_bytes = 0;
 
-  std::vector<BoxCopy> copies;                               // under way
+  std::vector<BoxCopy> copies;  // under way
+  bool has_lost_copy = false;
   std::set<const std::byte*> unpublished;                    // barriers the copies cannot see yet
   std::map<const std::byte*, std::vector<Thread*>> waiting;  // by barrier
   std::map<unsigned, WarpProducts> warps;
@@ -103,7 +104,13 @@ uint32_t shared_address(const void* pointer);
 void init_block_barrier(std::byte* barrier, int count, const Where& where);
 void publish_block_barriers();
 void arrive_at_block_barrier(std::byte* barrier, int64_t expected_bytes, const Where& where);
-void wait_for_block_barrier(std::byte* barrier, uint32_t parity, const Where& where);
+// Whether the phase of this parity has ended.
+bool has_ended(std::byte* barrier, uint32_t parity, const Where& where);
+// Sleeps until it has. False: it has not, and a copy of this block was lost, so that it may never.
+bool wait_for_block_barrier(std::byte* barrier, uint32_t parity, const Where& where);
+// Checks of what a copy engine that breaks would do: from now on every `count`th box does not come;
+// 0: all come.
+void lose_copies(int count);
 void start_box_copy(void* to, const TensorMap& map, int rank, std::byte* barrier,
                     std::array<int64_t, 3> at, const Where& where);
 

@@ -14,6 +14,8 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "cuda/emulation/gpu.h"
 #include "cuda/launch.h"
@@ -53,11 +55,39 @@ int64_t whole_pages(int64_t bytes) {
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
+std::byte* map_pages(int64_t pages) {
+  void* memory = mmap(nullptr, static_cast<size_t>(pages), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) fail(ErrorCode::kOutOfMemory, "the host has no memory to emulate with");
+  return static_cast<std::byte*>(memory);
+}
+
+// Page-locked memory: its bytes by address. Never destroyed: it is used while the process ends.
+struct PinnedPages {
+  std::mutex mutex;
+  std::map<std::byte*, int64_t> pages;  // guarded by mutex
+};
+
+PinnedPages& pinned_pages() {
+  static auto* const pinned = new PinnedPages;
+  return *pinned;
+}
+
+// As CUDA, whose exit handler comes with the first call: page-locked memory is taken away.
+void unload() {
+  Gpu::instance().unload();
+  const std::lock_guard lock(pinned_pages().mutex);
+  for (const auto& [data, bytes] : pinned_pages().pages)
+    mprotect(data, static_cast<size_t>(bytes), PROT_NONE);
+}
+
 }  // namespace
 
 // ---- Devices ------------------------------------------------------------------------------------
 
 CudaDriver find_cuda_driver() {
+  static const bool unloads = std::atexit(unload) == 0;
+  CHECK(unloads);
   CudaDriver driver{.num_devices = num_devices(), .missing = {}};
   if (driver.num_devices == 0) driver.missing = "no GPU";
   return driver;
@@ -100,6 +130,7 @@ void load_function(const CudaFunction& function, const CudaDevice&) {
 DeviceMemory::DeviceMemory(int ordinal, int64_t bytes, const char* what)
     : ordinal_(ordinal), bytes_(bytes) {
   if (bytes == 0) return;
+  Gpu::instance().require_no_collective("device memory was taken");
   const int64_t pages = whole_pages(bytes);
   if (used_bytes[ordinal].fetch_add(pages) + pages > memory_bytes()) {
     used_bytes[ordinal].fetch_sub(pages);
@@ -107,27 +138,36 @@ DeviceMemory::DeviceMemory(int ordinal, int64_t bytes, const char* what)
          static_cast<long long>(bytes >> 20), what,
          static_cast<long long>(free_device_bytes(ordinal) >> 20));
   }
-  void* memory = mmap(nullptr, static_cast<size_t>(pages + page_bytes()), PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) fail(ErrorCode::kOutOfMemory, "the host has no memory to emulate with");
-  auto* const base = static_cast<std::byte*>(memory);
+  std::byte* const base = map_pages(pages + page_bytes());
   std::memset(base, 0xff, static_cast<size_t>(pages));
   mprotect(base + pages, static_cast<size_t>(page_bytes()), PROT_NONE);
   data_ = base + pages - aligned(bytes);
 }
 
 DeviceMemory::~DeviceMemory() {
-  if (data_ == nullptr) return;
+  if (data_ == nullptr || devices_given_up()) return;
+  Gpu::instance().require_no_collective("device memory was freed");
   const int64_t pages = whole_pages(bytes_);
   munmap(data_ + aligned(bytes_) - pages, static_cast<size_t>(pages + page_bytes()));
   used_bytes[ordinal_].fetch_sub(pages);
 }
 
 PinnedMemory::PinnedMemory(int64_t bytes, const char*) : bytes_(bytes) {
-  if (bytes > 0) data_ = new (std::align_val_t{64}) std::byte[static_cast<size_t>(bytes)]();
+  if (bytes == 0) return;
+  Gpu::instance().require_no_collective("page-locked memory was taken");
+  const int64_t pages = whole_pages(bytes);
+  data_ = map_pages(pages);
+  const std::lock_guard lock(pinned_pages().mutex);
+  pinned_pages().pages[data_] = pages;
 }
 
-PinnedMemory::~PinnedMemory() { operator delete[](data_, std::align_val_t{64}); }
+PinnedMemory::~PinnedMemory() {
+  if (data_ == nullptr || devices_given_up()) return;
+  Gpu::instance().require_no_collective("page-locked memory was freed");
+  const std::lock_guard lock(pinned_pages().mutex);
+  munmap(data_, static_cast<size_t>(pinned_pages().pages.at(data_)));
+  pinned_pages().pages.erase(data_);
+}
 
 // ---- Streams and events -------------------------------------------------------------------------
 
@@ -139,7 +179,9 @@ void DeviceEvent::record(CudaStream stream) { Gpu::instance().record(stream, *ev
 
 bool DeviceEvent::done() const { return Gpu::instance().is_done(*event_); }
 
-void DeviceEvent::synchronize() const { Gpu::instance().synchronize(*event_); }
+void DeviceEvent::synchronize(std::chrono::milliseconds most) const {
+  wait_for_device([this] { return done(); }, most, "work before an event");
+}
 
 double elapsed_us(const DeviceEvent& from, const DeviceEvent& to) {
   return 1e-3 * static_cast<double>(to.get()->state->time_ns - from.get()->state->time_ns);
@@ -155,10 +197,10 @@ DeviceStream::~DeviceStream() {
 
 void DeviceStream::wait(const DeviceEvent& event) { Gpu::instance().wait(stream_, *event.get()); }
 
-void DeviceStream::synchronize() const {
+void DeviceStream::synchronize(std::chrono::milliseconds most) const {
   DeviceEvent event(false);
   event.record(stream_);
-  event.synchronize();
+  event.synchronize(most);
 }
 
 void copy_async(void* to, const void* from, int64_t bytes, CudaStream stream) {

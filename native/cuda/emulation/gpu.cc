@@ -102,7 +102,12 @@ void Gpu::work() {
   for (bool busy = false;;) {
     if (!busy || has_arrivals_.load(std::memory_order_relaxed)) {
       std::unique_lock lock(mutex_);
-      if (!busy) arrived_.wait(lock, [&] { return !inbox_.empty(); });
+      if (!busy) arrived_.wait(lock, [&] { return unloading_ || !inbox_.empty(); });
+      if (unloading_) {
+        is_parked_ = true;
+        parked_.notify_all();
+        return;
+      }
       for (auto& [stream, work] : inbox_) machine.enqueue(stream, std::move(work));
       inbox_.clear();
       std::erase_if(retired_, [](const auto& stream) { return !stream->listed; });
@@ -113,7 +118,6 @@ void Gpu::work() {
     } catch (const EmulationFailure& failure) {
       const std::lock_guard lock(mutex_);
       failure_ = failure.what();
-      progressed_.notify_all();
       busy = false;
     }
   }
@@ -185,7 +189,6 @@ void Gpu::record(Stream* stream, Event& event) {
                   const std::lock_guard reached(mutex_);
                   state->done = std::max(state->done, number);
                   state->time_ns = Machine::instance().clock_ns();
-                  progressed_.notify_all();
                   return true;
                 }});
 }
@@ -217,11 +220,20 @@ bool Gpu::is_done(const Event& event) {
   return event.state->done == event.state->issued;
 }
 
-void Gpu::synchronize(const Event& event) {
+void Gpu::require_no_collective(const char* what) {
+  if (Machine::instance().collectives_under_way() == 0) return;
+  const std::lock_guard lock(mutex_);
+  if (failure_.empty())
+    failure_ = std::string(what) + " while a collective is under way: CUDA may wait for it there";
+}
+
+void Gpu::unload() {
   std::unique_lock lock(mutex_);
-  progressed_.wait(lock,
-                   [&] { return !failure_.empty() || event.state->done == event.state->issued; });
-  require_working();
+  unloading_ = true;
+  failure_ = "the process ends";
+  has_arrivals_.store(true, std::memory_order_relaxed);
+  arrived_.notify_one();
+  parked_.wait(lock, [&] { return is_parked_; });
 }
 
 void Gpu::retire(std::unique_ptr<Stream> stream) {

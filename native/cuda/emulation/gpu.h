@@ -63,7 +63,10 @@ class Gpu {
   void record(Stream* stream, Event& event);
   void wait(Stream* stream, const Event& event);
   bool is_done(const Event& event);
-  void synchronize(const Event& event);
+  // What may wait for every device: while a collective is under way, it could wait for ever.
+  void require_no_collective(const char* what);
+  // The process ends: returns once nothing runs any more; all later calls fail.
+  void unload();
   // Frees a stream once all its work has ended.
   void retire(std::unique_ptr<Stream> stream);
 
@@ -82,13 +85,15 @@ class Gpu {
   void require_working() const;
 
   std::mutex mutex_;
-  std::condition_variable arrived_, progressed_;
+  std::condition_variable arrived_, parked_;
   // Guarded by mutex_:
   std::vector<std::pair<Stream*, Work>> inbox_;
   std::vector<std::unique_ptr<Capture>> captures_;
   uint64_t last_capture_ = 0;
   std::vector<std::unique_ptr<Stream>> retired_;
   std::string failure_;
+  bool unloading_ = false;
+  bool is_parked_ = false;
 
   std::atomic<bool> has_arrivals_{false};
 };

@@ -77,8 +77,8 @@ void Block::map_shared(size_t bytes) {
 }
 
 Machine& Machine::instance() {
-  static Machine machine;
-  return machine;
+  static auto* const machine = new Machine;  // threads use it until the process ends
+  return *machine;
 }
 
 uint64_t Machine::clock_ns() const {
@@ -91,6 +91,7 @@ void Machine::enqueue(Stream* stream, Work work) {
   if (work.grid != nullptr) {
     Grid& grid = *work.grid;
     grid.stream = stream;
+    if (grid.cooperative) ++collectives_;
     grid.unfinished = grid.blocks.count();
     grid.remaining.resize(grid.unfinished);
     std::iota(grid.remaining.begin(), grid.remaining.end(), 0u);
@@ -161,7 +162,9 @@ void Machine::finish_block(Block& block) {
   spare_blocks_.push_back(std::move(blocks_.back()));
   blocks_.pop_back();
   changed_ = true;
-  if (--grid->unfinished == 0) grid->stream->queue.pop_front();
+  if (--grid->unfinished > 0) return;
+  if (grid->cooperative) --collectives_;
+  grid->stream->queue.pop_front();
 }
 
 // Starts what may start, until nothing more does: an action may set another stream going.
@@ -193,6 +196,7 @@ bool Machine::start_from(Stream& stream) {
   while (!stream.dead && !stream.queue.empty() && stream.not_before_ns <= clock_ns_) {
     Work& work = stream.queue.front();
     if (work.grid != nullptr ? !start_blocks(*work.grid) : !work.action()) break;
+    if (work.grid != nullptr && work.grid->cooperative) --collectives_;  // it had no blocks
     stream.queue.pop_front();
     acted = true;
   }
@@ -296,6 +300,7 @@ void Machine::drop_everything() {
   for (auto& block : spare_blocks_) block->stores.clear();
   blocks_.clear();
   ready_.clear();
+  collectives_ = 0;
   for (Stream* stream : streams_) {
     stream->queue.clear();
     stream->listed = false;

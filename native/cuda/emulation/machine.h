@@ -10,6 +10,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -183,6 +184,9 @@ class Machine {
   // Lets threads run `turns` times; false: nothing can run until more is enqueued. Throws as run().
   bool advance(int turns);
 
+  // Any thread. Cooperative grids that have been enqueued and have not ended: collectives.
+  int collectives_under_way() const { return collectives_.load(std::memory_order_acquire); }
+
   // Time as threads see it: it passes with their turns, or it is the machine's own.
   void use_real_clock() { real_clock_ = true; }
   uint64_t clock_ns() const;
@@ -246,6 +250,7 @@ class Machine {
   std::vector<Thread*> ready_;
   mutable std::mutex multicasts_mutex_;
   std::vector<Multicast> multicasts_;
+  std::atomic<int> collectives_{0};
   Thread* running_ = nullptr;
   uint64_t clock_ns_ = 0;
   bool real_clock_ = false;

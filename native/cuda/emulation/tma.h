@@ -22,8 +22,12 @@ inline void arrive(BlockBarrier& barrier, Where where = Where::current()) {
 inline void arrive_and_expect(BlockBarrier& barrier, int bytes, Where where = Where::current()) {
   emulation::arrive_at_block_barrier(barrier_bytes(barrier), bytes, where);
 }
-inline void wait_for(BlockBarrier& barrier, uint32_t parity, Where where = Where::current()) {
-  emulation::wait_for_block_barrier(barrier_bytes(barrier), parity, where);
+inline void wait_for(BlockBarrier& barrier, uint32_t parity, const BlockWatch& watch,
+                     uint32_t& given_up, Where where = Where::current()) {
+  if (emulation::wait_for_block_barrier(barrier_bytes(barrier), parity, where)) return;
+  const uint32_t start = block_clock();
+  while (!emulation::has_ended(barrier_bytes(barrier), parity, where))
+    if (gives_up(watch, start, given_up)) return;
 }
 
 inline void fence_async_proxy() {}

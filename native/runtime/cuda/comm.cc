@@ -28,7 +28,7 @@ SignalPad pad_at(uint32_t epoch) {
 
 }  // namespace
 
-CudaComm::CudaComm(CudaCommOptions options)
+CudaComm::CudaComm(CudaCommOptions options, HostCopies& copies)
     : options_(std::move(options)), shared_(kSharedBytes, "the fault records") {
   make_heaps();
   const auto pad = std::make_unique<SignalPad>(pad_at(options_.first_epoch));
@@ -39,8 +39,8 @@ CudaComm::CudaComm(CudaCommOptions options)
     view_.pads[rank] = pads_.back().as<SignalPad>();
     const DeviceStream stream(false);
     fill_async(view_.heaps[rank], 0, options_.heap_bytes, stream.get());
-    copy_async(view_.pads[rank], pad.get(), int64_t{sizeof(SignalPad)}, stream.get());
     stream.synchronize();
+    copies.write(device, pads_.back().data(), std::as_bytes(std::span(pad.get(), 1)));
   }
   view_.abort = shared_.as<uint32_t>();
   view_.faults = reinterpret_cast<DeviceFault*>(shared_.data() + kFaultsOffset);
@@ -131,7 +131,7 @@ std::optional<DeviceFault> CudaComm::root_fault() const {
   for (int rank = 0; rank < kMaxRanks; ++rank) {
     const DeviceFault& fault = view_.faults[rank];
     if (!is_written(fault)) continue;
-    const bool is_last = !is_written(view_.faults[fault.peer]);
+    const bool is_last = fault.peer == kNoPeer || !is_written(view_.faults[fault.peer]);
     const bool is_better = !root || (is_last && !root_is_last) ||
                            (is_last == root_is_last && fault.time_ns < root->time_ns);
     if (!is_better) continue;

@@ -15,6 +15,7 @@
 #include "cuda/device.h"
 #include "cuda/multicast_heap.h"
 #include "cuda/nccl.h"
+#include "runtime/cuda/host_copies.h"
 #include "runtime/cuda/side_streams.h"
 
 namespace nanoweave {
@@ -31,7 +32,7 @@ struct CudaCommOptions {
 
 class CudaComm {
  public:
-  explicit CudaComm(CudaCommOptions options);
+  CudaComm(CudaCommOptions options, HostCopies& copies);
 
   const CommView& view() const { return view_; }
   std::byte* heap(int rank) const { return view_.heaps[rank]; }

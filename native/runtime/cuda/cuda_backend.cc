@@ -65,8 +65,8 @@ CudaBackend::~CudaBackend() {
     worker->stop();
     lost |= worker->lost();
   }
-  // Freeing memory waits for the device, and this one has stopped answering: leave it all.
-  if (lost) (void)parts_.release();
+  // Freeing memory waits for a device that has stopped answering: leave it all.
+  if (lost || devices_given_up()) (void)parts_.release();
 }
 
 // ---- Loading ------------------------------------------------------------------------------------
@@ -82,8 +82,9 @@ void CudaBackend::open() {
                                                            .timeout = timeout,
                                                            .first_epoch = config_.first_epoch,
                                                            .peer_access = group_.peer_access,
-                                                           .deterministic = config_.deterministic});
-  parts->weights = std::make_unique<CudaWeights>(device_of_);
+                                                           .deterministic = config_.deterministic},
+                                           parts->copies);
+  parts->weights = std::make_unique<CudaWeights>(device_of_, parts->copies);
   for (const CudaDeviceInfo& info : devices_) {
     std::vector<int> ranks;
     for (int rank = 0; rank < static_cast<int>(device_of_.size()); ++rank)
@@ -204,7 +205,8 @@ bool CudaBackend::plan_all(const LoadedProgram& loaded, std::string_view nccl_mi
 // All that can fail without a trace comes first; then graphs, those of earlier programs too where
 // the memory they name has moved. Those that could not be captured again must not run.
 void CudaBackend::capture(const LoadedProgram& loaded) {
-  for (const auto& worker : parts_->workers) worker->reserve(loaded.prepared->program.limits);
+  for (size_t device = 0; device < loaded.devices.size(); ++device)
+    parts_->workers[device]->reserve(*loaded.devices[device]);
   try {
     for (size_t device = 0; device < loaded.devices.size(); ++device) {
       if (loaded.devices[device]->reserve())
@@ -239,9 +241,21 @@ void CudaBackend::abort(const EngineError& why) {
   if (CudaComm* const comm = comm_.load(std::memory_order_acquire)) comm->abort();
 }
 
+EngineError CudaBackend::explain_stuck(const DeviceFault& fault, const std::string& label) const {
+  EngineError error(
+      ErrorCode::kRankFault,
+      "rank " + std::to_string(fault.rank) + " waited " + std::to_string(config_.wait_timeout_ms) +
+          " ms for the copy engine of cuda:" + std::to_string(device_of_[fault.rank]) + " in op '" +
+          label + "'; the runtime must be closed and made anew");
+  error.rank = fault.rank;
+  error.op = label;
+  return error;
+}
+
 EngineError CudaBackend::explain_fault(const DeviceFault& fault) const {
   const Program& program = parts_->programs[fault.op / kFaultOps].prepared->program;
   const std::string& label = program.ops[fault.op % kFaultOps].label;
+  if (fault.peer == kNoPeer) return explain_stuck(fault, label);
   EngineError error(ErrorCode::kRankTimeout,
                     "rank " + std::to_string(fault.rank) + " waited " +
                         std::to_string(config_.wait_timeout_ms) + " ms for rank " +
@@ -269,10 +283,7 @@ std::vector<uint8_t> CudaBackend::read(int program_id, const std::string& buffer
   if (program_id == -1) return parts_->weights->read(buffer, rank);
   const ArenaBytes arena = find_arena(program_id, buffer, rank);
   std::vector<uint8_t> bytes(static_cast<size_t>(arena.bytes));
-  use_device(device_of_[rank]);
-  const DeviceStream stream(false);
-  copy_async(bytes.data(), arena.data, arena.bytes, stream.get());
-  stream.synchronize();
+  parts_->copies.read(device_of_[rank], arena.data, std::as_writable_bytes(std::span(bytes)));
   return bytes;
 }
 
@@ -284,10 +295,7 @@ void CudaBackend::write(int program_id, const std::string& buffer, int rank,
   if (static_cast<int64_t>(bytes.size()) > arena.bytes)
     fail(ErrorCode::kUsage, "%zu bytes for '%s', which has %lld", bytes.size(), buffer.c_str(),
          static_cast<long long>(arena.bytes));
-  use_device(device_of_[rank]);
-  const DeviceStream stream(false);
-  copy_async(arena.data, bytes.data(), static_cast<int64_t>(bytes.size()), stream.get());
-  stream.synchronize();
+  parts_->copies.write(device_of_[rank], arena.data, std::as_bytes(std::span(bytes)));
 }
 
 }  // namespace nanoweave

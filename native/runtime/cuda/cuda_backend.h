@@ -32,6 +32,7 @@ class CudaBackend : public Backend {
   };
   // All that lies on the devices.
   struct DeviceParts {
+    HostCopies copies;
     std::vector<std::unique_ptr<DeviceState>> states;
     std::unique_ptr<CudaComm> comm;
     std::unique_ptr<CudaWeights> weights;
@@ -48,6 +49,7 @@ class CudaBackend : public Backend {
   void require_nccl(int a, int b);
   void capture(const LoadedProgram& loaded);
   EngineError explain_fault(const DeviceFault& fault) const;
+  EngineError explain_stuck(const DeviceFault& fault, const std::string& label) const;
   struct ArenaBytes {
     std::byte* data;
     int64_t bytes;

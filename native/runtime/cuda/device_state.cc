@@ -22,9 +22,9 @@ DeviceState::DeviceState(const CudaDevice& device, std::vector<int> ranks)
   upload_ = DeviceStream(true);
 }
 
-void DeviceState::synchronize() const {
-  for (const DeviceStream& lane : lanes_) lane.synchronize();
-  upload_.synchronize();
+void DeviceState::synchronize(std::chrono::milliseconds most) const {
+  for (const DeviceStream& lane : lanes_) lane.synchronize(most);
+  upload_.synchronize(most);
 }
 
 void DeviceState::use_cublaslt(const CublasLtLibrary* library) {

@@ -24,7 +24,8 @@ class DeviceState {
   // The lane that starts and ends every step.
   DeviceStream& main() { return lanes_[static_cast<int>(Lane::kCompute)]; }
   DeviceStream& upload() { return upload_; }
-  void synchronize() const;  // all streams
+  // All streams.
+  void synchronize(std::chrono::milliseconds most = kMostHostWait) const;
 
   // Makes the device's handle on the first call; null stays null.
   void use_cublaslt(const CublasLtLibrary* library);

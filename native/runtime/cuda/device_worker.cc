@@ -43,8 +43,8 @@ void DeviceWorker::stop() {
   if (thread_.joinable()) thread_.join();
 }
 
-void DeviceWorker::reserve(const Limits& limits) {
-  for (StepStage& stage : stages_) stage.reserve(limits);
+void DeviceWorker::reserve(const DeviceProgram& program) {
+  for (StepStage& stage : stages_) stage.reserve(program);
 }
 
 void DeviceWorker::submit(std::shared_ptr<DeviceProgram> program, std::shared_ptr<StepRun> run) {
@@ -119,7 +119,6 @@ void DeviceWorker::launch(Queued next) {
       {std::move(next.program), std::move(next.run)}, index, wants_logits(step), false, most, {}};
   try {
     use_device(state_.device().ordinal);
-    if (!stage.fits(*running.program, step)) stage.grow(*running.program, step);
     stage.start(*running.program, step);
   } catch (...) {
     fail_current(step.id);
@@ -130,12 +129,14 @@ void DeviceWorker::launch(Queued next) {
   running_.push_back(std::move(running));
 }
 
-// Part of a step that could not be enqueued may be on the device, in any lane.
+// Part of a step that could not be enqueued may be on the device, in any lane. Its kernels have
+// been told to leave.
 void DeviceWorker::drain() {
   try {
-    state_.synchronize();
+    state_.synchronize(kLeaveTime);
   } catch (const EngineError&) {
-    // The device is lost: nothing runs on it any more.
+    // The device is lost: nothing runs on it any more, or what runs there never ends.
+    if (devices_given_up()) lost_.store(true, std::memory_order_release);
   }
 }
 
@@ -195,6 +196,7 @@ void DeviceWorker::check_deadline(Running& running) {
   if (now < running.deadline) return;
   if (comm_.aborted()) {
     cause_of_failure(step);
+    give_up_devices();
     lost_.store(true, std::memory_order_release);
     return;
   }

@@ -27,7 +27,7 @@ class DeviceWorker {
   ~DeviceWorker();
 
   // Control thread, with no step running.
-  void reserve(const Limits& limits);
+  void reserve(const DeviceProgram& program);
 
   // Any thread.
   void submit(std::shared_ptr<DeviceProgram> program, std::shared_ptr<StepRun> run);

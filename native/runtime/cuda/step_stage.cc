@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "cuda/load_step.h"
+#include "cuda/slot_pieces.h"
 
 namespace nanoweave {
 
@@ -12,8 +13,12 @@ namespace {
 
 constexpr int64_t kWordBytes = sizeof(int32_t);
 constexpr int64_t kResultWords = 2 + 2 * kMaxTopLogprobs;  // of a row
-constexpr int64_t kBounceBytes = int64_t{1} << 20;         // a row of the largest vocabulary
-constexpr int64_t kSlotWords = 4096;  // parameters, history and biases a usual step brings
+constexpr int64_t kBounceBytes = int64_t{1} << 20;
+static_assert(kBounceBytes >= kMaxSampledVocab * kWordBytes, "a row of logits must fit");
+constexpr int64_t kUsualListWords = 16384;  // history and biases
+constexpr int64_t kListHeadWords = 2;       // slot, count
+// For a copy and small kernels that wait for nobody.
+constexpr auto kPieceTime = std::chrono::seconds(20);
 
 int num_top_logprobs(const StepRow& row) { return row.flags >> kRowTopShift & 0xff; }
 
@@ -22,12 +27,10 @@ bool wants_top(const GroupStep& step) {
                      [](const StepRow& row) { return num_top_logprobs(row) > 0; });
 }
 
-int64_t usual_words(const Limits& limits) {
-  const int64_t header = sizeof(PackedStep) / kWordBytes;
-  const int64_t segments =
-      (kMaxParts + 1) * limits.max_seqs * static_cast<int64_t>(sizeof(Segment)) / kWordBytes;
-  return header + 3 * limits.max_tokens + limits.max_seqs * limits.max_blocks_per_seq +
-         4 * limits.max_rows + segments + kSlotWords;
+// Room for lists: history and biases as usual, and a mask for every row that samples.
+int64_t list_room(const Limits& limits) {
+  const int64_t masks = std::max<int64_t>(1, std::min(limits.max_rows, limits.num_slots));
+  return kUsualListWords + masks * (mask_words(limits.vocab_size) + kListHeadWords);
 }
 
 std::vector<int> groups_of(const std::vector<CudaRank>& ranks) {
@@ -51,12 +54,6 @@ void swap_blocks(const DeviceProgram::KvBuffer& kv, const GroupStep& step, CudaS
   }
 }
 
-int64_t words_of(const DeviceProgram& program, const Step& step) {
-  int64_t words = 0;
-  for (const int group : groups_of(program.ranks())) words += packed_step_words(step.groups[group]);
-  return words;
-}
-
 }  // namespace
 
 bool wants_logits(const Step& step) {
@@ -73,32 +70,38 @@ StepStage::StepStage(DeviceState& state)
       started_(true),
       finished_(true) {}
 
-void StepStage::reserve(const Limits& limits) {
-  const auto ranks = static_cast<int64_t>(state_.ranks().size());
-  const int64_t words = usual_words(limits) * ranks;
-  if (words * kWordBytes > host_words_.bytes()) make_room(words * kWordBytes, "steps");
+void StepStage::reserve(const DeviceProgram& program) {
+  const Limits& limits = program.prepared().program.limits;
+  const auto groups = static_cast<int64_t>(groups_of(program.ranks()).size());
+  step_words_ = std::max(step_words_, most_step_words(limits));
+  list_words_ = std::max(list_words_, list_room(limits));
+  const int64_t bytes = (step_words_ + list_words_) * kWordBytes * groups;
+  if (bytes > host_words_.bytes()) {
+    host_words_ = {};
+    device_words_ = {};
+    device_words_ = DeviceMemory(state_.device().ordinal, bytes, "steps");
+    host_words_ = PinnedMemory(bytes, "steps");
+  }
+  const auto ranks = static_cast<int64_t>(program.ranks().size());
   const int64_t results = limits.max_rows * kResultWords * kWordBytes * ranks;
   if (results > results_.bytes()) results_ = PinnedMemory(results, "the results of steps");
 }
 
 bool StepStage::fits(const DeviceProgram& program, const Step& step) const {
-  return words_of(program, step) * kWordBytes <= host_words_.bytes();
-}
-
-void StepStage::grow(const DeviceProgram& program, const Step& step) {
-  make_room(words_of(program, step) * kWordBytes, "a large step");
-}
-
-// The host's side last: fits() goes by it.
-void StepStage::make_room(int64_t bytes, const char* what) {
-  host_words_ = {};
-  device_words_ = {};
-  device_words_ = DeviceMemory(state_.device().ordinal, bytes, what);
-  host_words_ = PinnedMemory(bytes, what);
+  const std::vector<int> groups = groups_of(program.ranks());
+  return std::all_of(groups.begin(), groups.end(),
+                     [&](int group) { return slot_list_words(step.groups[group]) <= list_words_; });
 }
 
 void StepStage::start(DeviceProgram& program, const Step& step) {
-  pack(program, step);
+  if (fits(program, step)) {
+    pack(program, step.groups);
+  } else {
+    send_ahead(program, step);
+    std::vector<GroupStep> rest;
+    for (const GroupStep& group : step.groups) rest.push_back(without_slot_updates(group));
+    pack(program, rest);
+  }
   DeviceStream& main = state_.main();
   main.wait(uploaded_);
   started_.record(main.get());
@@ -108,14 +111,42 @@ void StepStage::start(DeviceProgram& program, const Step& step) {
   finished_.record(main.get());
 }
 
+// ---- Slot lists ahead of the step ---------------------------------------------------------------
+
+void StepStage::send_ahead(const DeviceProgram& program, const Step& step) {
+  for (const int group : groups_of(program.ranks())) {
+    const SlotPieces pieces(step.groups[group], list_words_);
+    for (size_t i = 0; i < pieces.size(); ++i) send_piece(program, group, pieces.piece(i));
+  }
+}
+
+// The words are used again for the next one: waits until the device is done with them.
+void StepStage::send_piece(const DeviceProgram& program, int group, const GroupStep& piece) {
+  const int64_t count = packed_step_words(piece);
+  auto* const words = host_words_.as<int32_t>();
+  CHECK(count * kWordBytes <= host_words_.bytes());
+  pack_step(piece, program.prepared().plan.step, {words, static_cast<size_t>(count)});
+  PackedStep header{};
+  std::memcpy(&header, words, sizeof header);
+  DeviceStream& main = state_.main();
+  copy_async(device_words_.data(), words, count * kWordBytes, main.get());
+  for (const CudaRank& rank : program.ranks())
+    if (rank.rank / rank.tp == group)
+      update_slots(main.get(), device_words_.as<int32_t>(), rank.slots, header);
+  main.synchronize(kPieceTime);
+}
+
+// ---- The step -----------------------------------------------------------------------------------
+
 // Packs the groups of this device next to each other and uploads them beside the step in front.
-void StepStage::pack(const DeviceProgram& program, const Step& step) {
+void StepStage::pack(const DeviceProgram& program, std::span<const GroupStep> groups) {
   packed_.clear();
   int64_t used = 0;
   auto* const words = host_words_.as<int32_t>();
   for (const int group : groups_of(program.ranks())) {
-    const int64_t count = packed_step_words(step.groups[group]);
-    pack_step(step.groups[group], program.prepared().plan.step,
+    const int64_t count = packed_step_words(groups[group]);
+    CHECK((used + count) * kWordBytes <= host_words_.bytes());
+    pack_step(groups[group], program.prepared().plan.step,
               {words + used, static_cast<size_t>(count)});
     Packed& packed = packed_.emplace_back(Packed{.group = group, .at = used, .header = {}});
     std::memcpy(&packed.header, words + used, sizeof packed.header);
@@ -218,7 +249,7 @@ void StepStage::collect_logits(const DeviceProgram& program, size_t local_rank,
     }
     copy_rows_async(bounce_.data(), vocab * kWordBytes, program.logits(local_rank) + begin * pitch,
                     pitch, vocab * kWordBytes, end - begin, state_.upload().get());
-    state_.upload().synchronize();
+    state_.upload().synchronize(kPieceTime);
     for (int64_t row = begin; row < end; ++row) {
       const int32_t* words = bounce_.as<int32_t>() + (row - begin) * vocab;
       group.logits.push_back(static_cast<int32_t>(row));

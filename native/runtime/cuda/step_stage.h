@@ -14,17 +14,18 @@ class StepStage {
  public:
   explicit StepStage(DeviceState& state);
 
-  // Room for a step of these limits; more is made when a step needs it. Device idle.
-  void reserve(const Limits& limits);
+  // Room for every step of the program, but for slot lists beyond the usual: a running step never
+  // takes memory, since CUDA could wait for a collective then. No step is running.
+  void reserve(const DeviceProgram& program);
 
-  // Enqueues the whole step: upload, load_step, ops, results back.
+  // Enqueues the whole step: upload, load_step, ops, results back. Slot lists that do not fit
+  // beside it go ahead in pieces, which are waited for.
   void start(DeviceProgram& program, const Step& step);
   bool done() const { return finished_.done(); }
   double elapsed() const { return elapsed_us(started_, finished_); }
 
-  // Whether the step fits what was reserved; if not, it may start only when the device is idle.
+  // Whether all of the step fits; if not, it may start only when the device is idle.
   bool fits(const DeviceProgram& program, const Step& step) const;
-  void grow(const DeviceProgram& program, const Step& step);
 
   // Of a finished step: the results of this device's ranks.
   void collect(const DeviceProgram& program, const Step& step, StepResult& result);
@@ -36,8 +37,9 @@ class StepStage {
     PackedStep header;
   };
 
-  void make_room(int64_t bytes, const char* what);
-  void pack(const DeviceProgram& program, const Step& step);
+  void send_ahead(const DeviceProgram& program, const Step& step);
+  void send_piece(const DeviceProgram& program, int group, const GroupStep& piece);
+  void pack(const DeviceProgram& program, std::span<const GroupStep> groups);
   void load(const DeviceProgram& program, const Step& step);
   void bring_results(const DeviceProgram& program, const Step& step);
   static void collect_top(const DeviceProgram& program, const GroupStep& step, const int32_t* words,
@@ -47,6 +49,7 @@ class StepStage {
   const Packed& packed_of(int group) const;
 
   DeviceState& state_;
+  int64_t step_words_ = 0, list_words_ = 0;  // of a group: its step, and the lists beside it
   PinnedMemory host_words_;
   DeviceMemory device_words_;
   PinnedMemory results_;            // per reporting local rank, max_rows as its program has

@@ -188,13 +188,10 @@ const StoredBuffer& CudaWeights::get(const std::string& name, int rank) const {
   return *buffer;
 }
 
-std::vector<uint8_t> CudaWeights::read(const std::string& name, int rank) const {
+std::vector<uint8_t> CudaWeights::read(const std::string& name, int rank) {
   const StoredBuffer& buffer = get(name, rank);
   std::vector<uint8_t> out(static_cast<size_t>(buffer.bytes));
-  use_device(device_of_[rank]);
-  const DeviceStream stream(false);
-  copy_async(out.data(), buffer.data[rank], buffer.bytes, stream.get());
-  stream.synchronize();
+  copies_.read(device_of_[rank], buffer.data[rank], std::as_writable_bytes(std::span(out)));
   return out;
 }
 
@@ -205,10 +202,7 @@ void CudaWeights::write(const std::string& name, int rank, const std::vector<uin
   if (static_cast<int64_t>(bytes.size()) > buffer.bytes)
     fail(ErrorCode::kUsage, "%zu bytes for '%s', which has %lld", bytes.size(), name.c_str(),
          static_cast<long long>(buffer.bytes));
-  use_device(device_of_[rank]);
-  const DeviceStream stream(false);
-  copy_async(buffer.data[rank], bytes.data(), static_cast<int64_t>(bytes.size()), stream.get());
-  stream.synchronize();
+  copies_.write(device_of_[rank], buffer.data[rank], std::as_bytes(std::span(bytes)));
 }
 
 }  // namespace nanoweave

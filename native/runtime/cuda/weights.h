@@ -8,21 +8,22 @@
 #include <unordered_map>
 #include <vector>
 
-#include "cuda/device.h"
 #include "runtime/backend.h"
+#include "runtime/cuda/host_copies.h"
 #include "runtime/stored_buffer.h"
 
 namespace nanoweave {
 
 class CudaWeights {
  public:
-  explicit CudaWeights(std::vector<int> device_of) : device_of_(std::move(device_of)) {}
+  CudaWeights(std::vector<int> device_of, HostCopies& copies)
+      : device_of_(std::move(device_of)), copies_(copies) {}
 
   // All or nothing. ERR_OUT_OF_MEMORY before reading when a device cannot hold its ranks' buffers.
   void load(const WeightManifest& manifest, const ProgressCallback& progress);
 
   const StoredBuffer* find(const std::string& name) const;  // null: not loaded
-  std::vector<uint8_t> read(const std::string& name, int rank) const;
+  std::vector<uint8_t> read(const std::string& name, int rank);
   // Overwrites the first bytes of a KV buffer.
   void write(const std::string& name, int rank, const std::vector<uint8_t>& bytes);
 
@@ -30,6 +31,7 @@ class CudaWeights {
   const StoredBuffer& get(const std::string& name, int rank) const;
 
   const std::vector<int> device_of_;  // [world]
+  HostCopies& copies_;
   std::vector<DeviceMemory> memory_;
   std::vector<PinnedMemory> host_memory_;  // swapped-out KV blocks
   std::unordered_map<std::string, StoredBuffer> buffers_;
