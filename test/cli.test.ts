@@ -362,6 +362,31 @@ describe('inspect and doctor', () => {
     expect(text.stdout).toContain('8 of width 192, 2 a token, in 3 layers')
   })
 
+  it('inspect --experts runs the model for the loads, and reads them from a trace', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'nanoweave-trace-'))
+    try {
+      const file = join(folder, 'trace.json')
+      const args = ['inspect', 'models/tiny-moe', '--experts', '--ep', '4', '--json']
+      const run = await nanoweave([...args, '--save-trace', file])
+      expect(run).toMatchObject({ code: 0, stderr: '' })
+      const { expertLoads } = JSON.parse(run.stdout)
+      expect(expertLoads).toMatchObject({ choices: 2, expertParallel: 4, expertSlots: 1 })
+      expect(expertLoads.layers).toHaveLength(3)
+      for (const layer of expertLoads.layers) {
+        const sum = (values: number[]) => values.reduce((total, value) => total + value)
+        expect(sum(layer.experts)).toBe(2 * expertLoads.tokens)
+        expect(sum(layer.ranks)).toBe(2 * expertLoads.tokens)
+        expect(layer.balancedMaxOverMean).toBeLessThanOrEqual(layer.maxOverMean)
+      }
+      const again = await nanoweave([...args, '--trace', file])
+      expect(JSON.parse(again.stdout).expertLoads).toEqual(expertLoads)
+      const text = await nanoweave(['inspect', 'models/tiny-moe', '--experts', '--trace', file])
+      expect(text.stdout).toContain('busiest expert')
+    } finally {
+      await rm(folder, { recursive: true, force: true })
+    }
+  })
+
   it('inspect says why a model is unsupported: code 3', async () => {
     const args = ['inspect', 'test/fixtures/golden/deepseek-v3-mla']
     const json = await nanoweave([...args, '--json'])

@@ -17,7 +17,7 @@ export function parseCount(text: string): number {
   return Number(text)
 }
 
-function parsePositive(text: string): number {
+export function parsePositive(text: string): number {
   if (/^-\d+$/.test(text)) throw new InvalidArgumentError('must be at least 1')
   const value = parseCount(text)
   if (value === 0) throw new InvalidArgumentError('must be at least 1')

@@ -7,13 +7,16 @@ import { loadModel, type Model, modelFootprint } from '../../models/index.ts'
 import { loadChatTemplate, loadTokenizer } from '../../tokenizer/index.ts'
 import { exitCodeOf } from '../exit-codes.ts'
 import { describeExperts, type ExpertsReport, formatExperts } from '../inspect-experts.ts'
-import { precisionOption } from '../options.ts'
+import { formatLoads, inspectLoads, type LoadsFlags, type LoadsReport } from '../inspect-loads.ts'
+import type { Interrupt } from '../interrupt.ts'
+import { parseCount, parsePositive, precisionOption } from '../options.ts'
 import { formatBytes, formatCount, formatPairs, writeJson, writeOut } from '../output.ts'
 
 const degrees = [1, 2, 4, 8] as const
 
-interface InspectFlags {
+interface InspectFlags extends LoadsFlags {
   readonly precision: Precision
+  readonly experts?: boolean
   readonly json?: boolean
 }
 
@@ -45,6 +48,8 @@ interface ModelReport {
   readonly chatTemplate: string
   readonly layouts: readonly LayoutReport[]
   readonly experts?: ExpertsReport
+  /** With --experts. */
+  readonly expertLoads?: LoadsReport
 }
 
 /** What the folder's text side is, or why it cannot be used; a model runs without it, on tokens. */
@@ -138,7 +143,11 @@ function formatReport(report: ModelReport): string {
     ['tokenizer', report.tokenizer],
     ['chat template', report.chatTemplate],
   ])
-  const tables = [formatLayouts(report), ...(experts ? [formatExperts(experts)] : [])]
+  const tables = [
+    formatLayouts(report),
+    ...(experts ? [formatExperts(experts)] : []),
+    ...(report.expertLoads ? [formatLoads(report.expertLoads)] : []),
+  ]
   return `${pairs}\n\n${tables.join('\n\n')}\n`
 }
 
@@ -149,10 +158,12 @@ function shapeOfExperts(report: ExpertsReport): string {
 }
 
 /** Reports; the exit code says whether this version runs the model. */
-async function runInspect(folder: string, flags: InspectFlags): Promise<void> {
+async function runInspect(folder: string, flags: InspectFlags, signal: AbortSignal): Promise<void> {
   let report: ModelReport
   try {
     report = await inspectModel(folder, flags)
+    if (flags.experts === true)
+      report = { ...report, expertLoads: await inspectLoads(folder, flags, signal) }
   } catch (error) {
     const code = error instanceof EngineError ? error.code : 'ERR_INTERNAL'
     if (code !== 'ERR_UNSUPPORTED_MODEL' || flags.json !== true) throw error
@@ -165,13 +176,19 @@ async function runInspect(folder: string, flags: InspectFlags): Promise<void> {
   else await writeOut(formatReport(report))
 }
 
-export function registerInspect(program: Command): void {
+export function registerInspect(program: Command, { signal }: Interrupt): void {
   program
     .command('inspect')
     .argument('<MODEL>', 'model folder')
     .summary('architecture, parameters, memory per rank')
     .description('What a model folder holds and needs, and what this version cannot run and why.')
     .addOption(precisionOption().default('auto'))
+    .option('--experts', 'loads of experts, in a short run of the model')
+    .option('--ep <N>', 'ranks that would share them', parsePositive, 4)
+    .option('--expert-slots <N>', 'slots of each rank for replicas', parseCount, 1)
+    .option('--prompt <TEXT>', 'what the run continues')
+    .option('--trace <FILE>', 'loads from a recorded trace, without a run')
+    .option('--save-trace <FILE>', 'record the run, for --expert-placement')
     .option('--json', 'one JSON document instead of text')
-    .action(runInspect)
+    .action((folder: string, flags: InspectFlags) => runInspect(folder, flags, signal))
 }

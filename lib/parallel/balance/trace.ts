@@ -1,6 +1,6 @@
 /**
  * Traces of routing: which experts each token chose in every layer, as a file that placements are made
- * from (`nanoweave inspect MODEL --experts --trace FILE` records one). JSON, the choices as base64 of
+ * from (`nanoweave inspect MODEL --experts --save-trace FILE` records one). JSON, the choices as base64 of
  * little-endian int16. Pure.
  */
 
