@@ -2,7 +2,7 @@
 
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { closeSync, existsSync, openSync } from 'node:fs'
-import { cp, mkdtemp, readFile, rm } from 'node:fs/promises'
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -387,8 +387,27 @@ describe('inspect and doctor', () => {
     }
   })
 
+  it('inspect counts the latent vectors of every rank', async () => {
+    const folder = 'test/fixtures/golden/deepseek-v3-mla'
+    const { code, stdout } = await nanoweave(['inspect', folder, '--json'])
+    expect(code).toBe(0)
+    const report = JSON.parse(stdout)
+    expect(report).toMatchObject({ heads: 8, kvHeads: 1, headDim: 24, latentDim: 24 })
+    // Three layers of vectors of 16 + 8 floats; ranks split the heads, and each has all vectors.
+    for (const layout of report.layouts) expect(layout.kvBytesPerTokenPerRank).toBe(3 * 24 * 4)
+    const text = await nanoweave(['inspect', folder])
+    expect(text.stdout).toContain('latent vectors of 24 in the KV cache, on every rank')
+  })
+
   it('inspect says why a model is unsupported: code 3', async () => {
-    const args = ['inspect', 'test/fixtures/golden/deepseek-v3-mla']
+    const folder = join(scratch, 'unsupported')
+    await cp('test/fixtures/golden/deepseek-v3-mla', folder, { recursive: true })
+    const config = JSON.parse(await readFile(join(folder, 'config.json'), 'utf8'))
+    await writeFile(
+      join(folder, 'config.json'),
+      JSON.stringify({ ...config, attention_bias: true }),
+    )
+    const args = ['inspect', folder]
     const json = await nanoweave([...args, '--json'])
     expect(json.code).toBe(3)
     expect(JSON.parse(json.stdout)).toMatchObject({

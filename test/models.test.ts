@@ -17,7 +17,8 @@ import { codeOf, errorOf } from './support/errors.ts'
 import { DENSE_FAMILIES, goldenFolder } from './support/golden.ts'
 import { configOf, LIMITS, withConfig } from './support/golden-config.ts'
 
-const attentionOf = (model: Model) => model.spec.layers.map((layer) => layer.attention)
+const attentionOf = (model: Model) =>
+  model.spec.layers.flatMap(({ attention }) => (attention.kind === 'grouped' ? [attention] : []))
 const windowsOf = (model: Model) => attentionOf(model).map((attention) => attention.window)
 
 describe('families', () => {

@@ -5,9 +5,11 @@
  */
 
 import { EngineError } from '../errors.ts'
+import { allReduce } from '../ops/all-reduce.ts'
 import { attention } from '../ops/attention.ts'
 import { geluMul } from '../ops/gelu-mul.ts'
 import { matmul } from '../ops/matmul.ts'
+import { meanSquares } from '../ops/mean-squares.ts'
 import { siluMul } from '../ops/silu-mul.ts'
 import { splitRopeCache } from '../ops/split-rope-cache.ts'
 import type { Slots } from '../parallel/balance/slots.ts'
@@ -15,7 +17,7 @@ import { headShare, type Share, widthShare } from '../parallel/sharding.ts'
 import type { ProgramBuilder } from '../program/builder.ts'
 import type { Dtype } from '../program/types.ts'
 import type { KvPlan, WeightPlan } from '../weights/manifest.ts'
-import type { AttentionSpec, GatedFeedForwardSpec, LinearSpec, NormSpec } from './spec.ts'
+import type { GatedFeedForwardSpec, GroupedAttentionSpec, LinearSpec, NormSpec } from './spec.ts'
 import type { SplitProjection, WeightPlanner } from './weights.ts'
 
 /** Slots of the experts of each layer that has some, in order. */
@@ -58,16 +60,23 @@ export function normWeight(
   return declareWeight(context, context.weights.norm(name, norm, size))
 }
 
+export interface ProjectionOptions {
+  /** Of the result; default: that of activations. */
+  readonly dtype?: Dtype
+  /** Columns of x; default: the hidden size. */
+  readonly inFeatures?: number
+}
+
 /** x → projections of it side by side, [T, Σ width of a rank]. */
 export function columnParallel(
   context: BlockContext,
   name: string,
   x: number,
   projections: readonly SplitProjection[],
-  dtype: Dtype = context.dtype,
+  { dtype = context.dtype, inFeatures = context.hiddenSize }: ProjectionOptions = {},
 ): number {
   const { builder, weights } = context
-  const plan = weights.columnParallel(`${name}.weight`, projections, context.hiddenSize)
+  const plan = weights.columnParallel(`${name}.weight`, projections, inFeatures)
   const bias = weights.columnBias(`${name}.bias`, projections)
   const weight = declareWeight(context, plan)
   const biasBuffer = bias && declareWeight(context, bias)
@@ -77,7 +86,7 @@ export function columnParallel(
 }
 
 /** x [T, width of a rank] → this rank's term of the projection back to the hidden size. */
-function rowParallel(
+export function rowParallel(
   context: BlockContext,
   name: string,
   x: number,
@@ -95,14 +104,52 @@ function rowParallel(
   return y
 }
 
+/** A layer's cache: keys and values of this rank's heads, or latent vectors of `latentDim`. */
+export function declareCache(
+  { builder, kv, kvDtype }: BlockContext,
+  name: string,
+  size: { readonly kvHeads: number; readonly headDim: number } | { readonly latentDim: number },
+): number {
+  const { numBlocks, blockSize, numHostBlocks = 0 } = builder.header.limits
+  const shape =
+    'latentDim' in size
+      ? [numBlocks, 1, 1, blockSize, size.latentDim]
+      : [numBlocks, 2, size.kvHeads, blockSize, size.headDim]
+  kv.push({
+    name,
+    dtype: kvDtype,
+    shape,
+    ...(numHostBlocks > 0 && { hostBlocks: numHostBlocks }),
+  })
+  return 'latentDim' in size
+    ? builder.latentCache(name, kvDtype, size.latentDim)
+    : builder.kv(name, kvDtype, size.kvHeads, size.headDim)
+}
+
+/** Means of the squares of all ranks' query heads and of all their key heads, [T, 2]. */
+function headMeans(
+  { builder, tp }: BlockContext,
+  name: string,
+  qkv: number,
+  sizes: { readonly heads: number; readonly kv_heads: number; readonly head_dim: number },
+): number {
+  const label = `${name}.means`
+  const y = builder.arena(tp > 1 ? `${label}.partial` : label, 'f32', ['T', 2])
+  builder.add(label, meanSquares({ qkv, y }, sizes))
+  if (tp === 1) return y
+  const means = builder.arena(label, 'f32', ['T', 2])
+  builder.add(`${label}.all_reduce`, allReduce({ x: y, y: means }))
+  return means
+}
+
 /** Normalised hidden states x [T, hidden] → attention output, [T, hidden]. */
 export function attentionBlock(
   context: BlockContext,
   name: string,
   x: number,
-  spec: AttentionSpec,
+  spec: GroupedAttentionSpec,
 ): number {
-  const { builder, weights, tp, dtype, kvDtype } = context
+  const { builder, weights, tp, dtype } = context
   const { heads, kvHeads, headDim } = spec
   const local = headShare(heads, kvHeads, tp, 0)
   const shareOf = (start: number, count: number): Share => ({
@@ -123,34 +170,30 @@ export function attentionBlock(
     { linear: spec.key, share: keyShare },
     { linear: spec.value, share: keyShare },
   ])
-  const kvName = `${name}.kv`
-  const kv = builder.kv(kvName, kvDtype, local.kvHeads, headDim)
-  const { numBlocks, blockSize, numHostBlocks = 0 } = builder.header.limits
-  context.kv.push({
-    name: kvName,
-    dtype: kvDtype,
-    shape: [numBlocks, 2, local.kvHeads, blockSize, headDim],
-    ...(numHostBlocks > 0 && { hostBlocks: numHostBlocks }),
-  })
+  const kv = declareCache(context, `${name}.kv`, { kvHeads: local.kvHeads, headDim })
   const q = builder.arena(`${name}.q`, dtype, ['T', local.heads * headDim])
   const rope = context.ropeTables[spec.rope]!
-  const headNorm = (suffix: string, norm: NormSpec | undefined, heads: number) =>
-    norm &&
-    normWeight(
-      context,
-      `${name}.${suffix}.weight`,
-      norm,
-      spec.normWidth === 'all' ? heads * headDim : headDim,
-    )
   const sizes = { heads: local.heads, kv_heads: local.kvHeads, head_dim: headDim }
+  const together = spec.normWidth === 'all'
+  const headNorm = (
+    suffix: string,
+    norm: NormSpec | undefined,
+    share: (rank: number) => Share,
+  ): number | undefined => {
+    if (norm === undefined) return undefined
+    const weight = `${name}.${suffix}.weight`
+    if (!together) return normWeight(context, weight, norm, headDim)
+    return declareWeight(context, context.weights.splitNorm(weight, norm, share))
+  }
   builder.add(
     `${name}.rope`,
     splitRopeCache(
       {
         qkv,
         table: rope.buffer,
-        qNorm: headNorm('q_norm', spec.queryNorm, heads),
-        kNorm: headNorm('k_norm', spec.keyNorm, kvHeads),
+        qNorm: headNorm('q_norm', spec.queryNorm, queryShare),
+        kNorm: headNorm('k_norm', spec.keyNorm, keyShare),
+        means: together ? headMeans(context, name, qkv, sizes) : undefined,
         q,
         kv,
       },

@@ -35,6 +35,7 @@ import {
   normWeight,
 } from './blocks.ts'
 import { expertsBlock, planExpertSlots, withExpertLimits } from './experts.ts'
+import { latentAttentionBlock } from './latent-attention.ts'
 import { ropeFrequencies } from './rope.ts'
 import type { DecoderSpec, NormSpec } from './spec.ts'
 import type { ExpertPlacementOptions } from './types.ts'
@@ -136,7 +137,10 @@ export function buildDecoder(
   spec.layers.forEach((layer, number) => {
     const base = `layers.${number}`
     const next = spec.layers[number + 1]?.attentionNorm ?? spec.finalNorm
-    const attended = attentionBlock(context, base, y, layer.attention)
+    const attended =
+      layer.attention.kind === 'latent'
+        ? latentAttentionBlock(context, base, y, layer.attention)
+        : attentionBlock(context, base, y, layer.attention)
     const { postAttentionNorm, feedForwardNorm, postFeedForwardNorm } = layer
     y = addAndNormalise(
       `${base}.norm1`,

@@ -65,7 +65,7 @@ function columnOnAll(
   rows: number,
 ): number {
   const share = () => ({ start: 0, count: rows, padded: rows })
-  return columnParallel(context, name, x, [{ linear, share }], 'f32')
+  return columnParallel(context, name, x, [{ linear, share }], { dtype: 'f32' })
 }
 
 function addRoute(context: BlockContext, name: string, x: number, spec: ExpertsSpec) {

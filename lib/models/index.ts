@@ -14,7 +14,7 @@ import { quote, readTensorIndex, requireFolder } from '../weights/safetensors.ts
 import { configError, readConfig, refuseUnknownFeatures, tokenIds, unsupported } from './config.ts'
 import { buildDecoder, type DecoderProgram } from './decoder.ts'
 import { FAMILIES, findFamily } from './families/index.ts'
-import type { DecoderSpec } from './spec.ts'
+import type { AttentionSpec, DecoderSpec } from './spec.ts'
 import type {
   CompiledModel,
   CompileOptions,
@@ -33,7 +33,7 @@ export {
   modelPreset,
   modelPresetNames,
 } from './presets.ts'
-export type { DecoderSpec } from './spec.ts'
+export type { AttentionSpec, DecoderSpec } from './spec.ts'
 export type {
   CompiledModel,
   CompileOptions,
@@ -112,20 +112,22 @@ export function checkLayout(model: Model, tensorParallel: number, expertParallel
   const { layers } = model.spec
   const fits = (tp: number) =>
     tp <= MAX_TENSOR_PARALLEL &&
-    layers.every(
-      ({ attention }) =>
-        canSplitHeads(attention.heads, attention.kvHeads, tp) &&
-        (tp === 1 || attention.normWidth !== 'all'),
-    )
+    layers.every(({ attention }) => canSplitHeads(attention.heads, cachedHeads(attention), tp))
   checkExpertLayout(model, tensorParallel, expertParallel)
   if (Number.isInteger(tensorParallel) && tensorParallel >= 1 && fits(tensorParallel)) return
-  const { heads, kvHeads } = layers[0]!.attention
+  const { attention } = layers[0]!
+  const [heads, kvHeads] = [attention.heads, cachedHeads(attention)]
   const degrees = Array.from({ length: MAX_TENSOR_PARALLEL }, (_, i) => i + 1).filter(fits)
   throw new EngineError(
     'ERR_UNSUPPORTED_LAYOUT',
     `${heads} attention heads and ${kvHeads} KV heads do not split over ${tensorParallel} ranks; ` +
       `tensor parallel degrees that fit: ${degrees.join(', ')}`,
   )
+}
+
+/** Heads that the KV cache has: latent vectors are one for all, on every rank. */
+function cachedHeads(attention: AttentionSpec): number {
+  return attention.kind === 'latent' ? 1 : attention.kvHeads
 }
 
 function checkExpertLayout({ architecture, spec }: Model, tp: number, ep: number): void {

@@ -22,7 +22,10 @@ export function buildLayered(model: Model, options: SerialOptions): LayeredProgr
 
 /** After how many layers windows and rotations repeat, and at least MIN_PERIOD. */
 function periodOf({ spec: { layers } }: Model): number {
-  const same = (a: AttentionSpec, b: AttentionSpec) => a.window === b.window && a.rope === b.rope
+  const windowOf = (attention: AttentionSpec) =>
+    attention.kind === 'grouped' ? attention.window : undefined
+  const same = (a: AttentionSpec, b: AttentionSpec) =>
+    windowOf(a) === windowOf(b) && a.rope === b.rope
   for (let period = 1; period < layers.length; period++) {
     const repeats = layers.every(
       (layer, i) => i < period || same(layer.attention, layers[i - period]!.attention),

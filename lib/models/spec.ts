@@ -98,7 +98,39 @@ export interface GroupedAttentionSpec {
   readonly sinks?: string
 }
 
-export type AttentionSpec = GroupedAttentionSpec
+/**
+ * Multi-head latent attention (https://arxiv.org/abs/2405.04434): keys and values of all heads are
+ * made of one vector a token, which is what the cache holds, and a rotated part that heads share.
+ */
+export interface LatentAttentionSpec {
+  readonly kind: 'latent'
+  readonly heads: number
+  /** Of a head's query: what meets the latent vector's keys, and what is rotated. */
+  readonly nopeDim: number
+  readonly ropeDim: number
+  /** Of a head's value. */
+  readonly valueDim: number
+  readonly latentDim: number
+  readonly scale: number
+  readonly rope: number
+  /** Pairs that are rotated lie beside each other. */
+  readonly interleaved: boolean
+  /** [heads · (nopeDim + ropeDim)] of the hidden states, or of their normalised projection. */
+  readonly query: LinearSpec
+  readonly queryDown?: {
+    readonly linear: LinearSpec
+    readonly norm: NormSpec
+    readonly size: number
+  }
+  /** [latentDim + ropeDim]; the norm is over the first. */
+  readonly latent: LinearSpec
+  readonly latentNorm: NormSpec
+  /** [heads · (nopeDim + valueDim), latentDim]: each head's keys, then its values. */
+  readonly keyValue: string
+  readonly output: LinearSpec
+}
+
+export type AttentionSpec = GroupedAttentionSpec | LatentAttentionSpec
 
 /** down(activation(gate(x)) · up(x)). */
 export interface GatedFeedForwardSpec {

@@ -16,6 +16,7 @@ import type {
   DecoderSpec,
   FeedForwardSpec,
   GatedFeedForwardSpec,
+  LatentAttentionSpec,
   LinearSpec,
   NormSpec,
 } from './spec.ts'
@@ -36,6 +37,21 @@ export interface ExpertMatrices {
   readonly slots: (rank: number) => Slots
   /** Rows that an expert takes in the buffer; the rest of them is zero. */
   readonly paddedRows: number
+}
+
+/** One matrix [rows, cols] per head, cut from a tensor that has all heads below each other. */
+export interface HeadMatrices {
+  /** Heads of a rank. */
+  readonly share: (rank: number) => Pick<Share, 'start' | 'count'>
+  /** Rows of the tensor per head, and the first that is taken of them. */
+  readonly stride: number
+  readonly start: number
+  readonly rows: number
+  readonly cols: number
+  /** Rows that a head takes in the buffer; the rest of them is zero. */
+  readonly padded: number
+  /** The tensor holds the matrix with rows and columns exchanged. */
+  readonly transposed?: true
 }
 
 export interface WeightOptions {
@@ -75,11 +91,17 @@ export class WeightPlanner {
     return this.vector(name, share(0).padded, (rank) => [vectorSlice(tensor, share(rank), 0)])
   }
 
+  /** A rank's share of a norm that spans what the ranks split, f32. */
+  splitNorm(name: string, norm: NormSpec, share: (rank: number) => Share): WeightPlan {
+    return this.vector(name, share(0).padded, (rank) => {
+      const slice = vectorSlice(norm.tensor, share(rank), 0)
+      return [norm.offset === undefined ? slice : { ...slice, add: norm.offset }]
+    })
+  }
+
   /** [size] f32 on every rank. */
   norm(name: string, norm: NormSpec, size: number): WeightPlan {
-    const slice = vectorSlice(norm.tensor, { start: 0, count: size }, 0)
-    const whole = norm.offset === undefined ? slice : { ...slice, add: norm.offset }
-    return this.vector(name, size, () => [whole])
+    return this.splitNorm(name, norm, () => ({ start: 0, count: size, padded: size }))
   }
 
   /** Projections of one input below each other: [Σ rows of a rank, inFeatures]. */
@@ -133,6 +155,27 @@ export class WeightPlanner {
   rowBias(name: string, linear: LinearSpec, outFeatures: number): WeightPlan | undefined {
     const slice = biasOf(linear, { start: 0, count: outFeatures }, 0)
     return slice && this.vector(name, outFeatures, () => [slice])
+  }
+
+  /** Matrices of a rank's heads below each other: [heads · padded, cols]. */
+  headMatrices(name: string, tensor: string, heads: HeadMatrices): WeightPlan {
+    const { share, stride, start, rows, cols, padded, transposed } = heads
+    return this.matrix(name, [share(0).count * padded, cols], [tensor], (rank) => {
+      const { start: first, count } = share(rank)
+      return Array.from({ length: count }, (_, local) => {
+        const from = (first + local) * stride + start
+        return {
+          tensor,
+          ...(transposed && { transposed }),
+          rowStart: transposed ? 0 : from,
+          rowCount: rows,
+          colStart: transposed ? from : 0,
+          colCount: cols,
+          destRow: local * padded,
+          destCol: 0,
+        }
+      })
+    })
   }
 
   /** Column-parallel matrices of a rank's experts: [slots · paddedRows, inFeatures]. */
@@ -330,7 +373,20 @@ export function expectedTensors(spec: DecoderSpec): Map<string, readonly number[
   const addNorm = (norm: NormSpec | undefined, size: number) => {
     if (norm !== undefined) shapes.set(norm.tensor, [size])
   }
+  const addLatent = (attention: LatentAttentionSpec) => {
+    const { heads, nopeDim, ropeDim, valueDim, latentDim, queryDown } = attention
+    if (queryDown !== undefined) {
+      addLinear(queryDown.linear, queryDown.size, hidden)
+      addNorm(queryDown.norm, queryDown.size)
+    }
+    addLinear(attention.query, heads * (nopeDim + ropeDim), queryDown?.size ?? hidden)
+    addLinear(attention.latent, latentDim + ropeDim, hidden)
+    addNorm(attention.latentNorm, latentDim)
+    addLinear({ tensor: attention.keyValue }, heads * (nopeDim + valueDim), latentDim)
+    addLinear(attention.output, hidden, heads * valueDim)
+  }
   const addAttention = (attention: AttentionSpec) => {
+    if (attention.kind === 'latent') return addLatent(attention)
     const { headDim } = attention
     const [queries, keys] = [attention.heads * headDim, attention.kvHeads * headDim]
     addLinear(attention.query, queries, hidden)

@@ -14,10 +14,14 @@ import { gatherRowsOp } from './gather-rows.ts'
 import { geluMulOp } from './gelu-mul.ts'
 import { groupedGluOp } from './grouped-glu.ts'
 import { groupedMatmulOp } from './grouped-matmul.ts'
+import { headMatmulOp } from './head-matmul.ts'
 import { logitsOp } from './logits.ts'
 import { matmulOp } from './matmul.ts'
 import { matmulAllReduceOp } from './matmul-all-reduce.ts'
 import { matmulReduceScatterOp } from './matmul-reduce-scatter.ts'
+import { meanSquaresOp } from './mean-squares.ts'
+import { mlaAttentionOp } from './mla-attention.ts'
+import { mlaSplitRopeCacheOp } from './mla-split-rope-cache.ts'
 import { moeCombineOp } from './moe-combine.ts'
 import { moeDispatchOp } from './moe-dispatch.ts'
 import { moePlaceOp } from './moe-place.ts'
@@ -37,8 +41,12 @@ export const OPS: readonly OpSpec[] = [
   rmsNormOp,
   addRmsNormOp,
   matmulOp,
+  meanSquaresOp,
   splitRopeCacheOp,
   attentionOp,
+  mlaSplitRopeCacheOp,
+  headMatmulOp,
+  mlaAttentionOp,
   siluMulOp,
   geluMulOp,
   gatherRowsOp,
@@ -61,6 +69,9 @@ export const OPS: readonly OpSpec[] = [
   copyOp,
   stallOp,
 ]
+
+/** Ops of the memory lane that have one of their own where lanes are few: the rest waits in line. */
+export const ATTENTION_KINDS: ReadonlySet<string> = new Set([attentionOp.name, mlaAttentionOp.name])
 
 const BY_NAME: ReadonlyMap<string, OpSpec> = new Map(OPS.map((op) => [op.name, op]))
 

@@ -156,8 +156,17 @@ export class OpOperands {
 
   /** [blocks, 2, kvHeads, blockSize, headDim]. */
   kvCache(buffer: ProgramBuffer, kvHeads: number, headDim: number): void {
+    this.cache(buffer, 2, kvHeads, headDim)
+  }
+
+  /** [blocks, 1, 1, blockSize, dim]: one vector a token, of which keys and values are made. */
+  latentCache(buffer: ProgramBuffer, dim: number): void {
+    this.cache(buffer, 1, 1, dim)
+  }
+
+  private cache(buffer: ProgramBuffer, planes: number, kvHeads: number, headDim: number): void {
     const { numBlocks, blockSize } = this.program.limits
-    const shape = [numBlocks, 2, kvHeads, blockSize, headDim]
+    const shape = [numBlocks, planes, kvHeads, blockSize, headDim]
     this.require(buffer.space === 'kv', `${buffer.name} must be a KV cache`)
     this.require(FLOATS.includes(buffer.dtype), `${buffer.name} must be f32, bf16 or f16`)
     this.require(

@@ -1,14 +1,14 @@
 /**
  * split_rope_cache: qkv [T, (Hq+2Hkv)·D] → q [T, Hq·D], and k, v into the tokens' KV slots; q and k
- * normalised per head where weights are given, then rotated by the rope table.
+ * normalised per head where weights are given, then rotated by the rope table. With `means` [T, 2],
+ * of the squares of all query and of all key heads, the heads are normalised together.
  */
 
-import type { ProgramBuffer } from '../program/types.ts'
-import { definedAttrs, type OpDraft, type OpOperands, type OpSpec } from './spec.ts'
+import { definedAttrs, type OpDraft, type OpSpec } from './spec.ts'
 
 export const splitRopeCacheOp: OpSpec = {
   name: 'split_rope_cache',
-  inputs: ['qkv', 'table', 'q_norm?', 'k_norm?'],
+  inputs: ['qkv', 'table', 'q_norm?', 'k_norm?', 'means?'],
   outputs: ['q', 'kv'],
   attrs: {
     heads: 'number',
@@ -30,24 +30,19 @@ export const splitRopeCacheOp: OpSpec = {
     op.activation(q, heads * headDim)
     op.alike(qkv, q)
     op.tokenRows(qkv, table)
-    checkNorm(op, op.optionalInput(2), heads, headDim)
-    checkNorm(op, op.optionalInput(3), kvHeads, headDim)
+    const means = op.optionalInput(4)
+    op.weightVector(op.optionalInput(2), means ? heads * headDim : headDim)
+    op.weightVector(op.optionalInput(3), means ? kvHeads * headDim : headDim)
+    if (means !== undefined) {
+      op.activation(means, 2)
+      op.dtype(means, 'f32')
+      op.tokenRows(means)
+    }
     op.kvCache(op.output(1), kvHeads, headDim)
     const normalised = op.optionalInput(2) !== undefined || op.optionalInput(3) !== undefined
     op.require(!normalised || op.has('eps'), 'q_norm and k_norm need eps')
     op.requireNotNegative('eps')
   },
-}
-
-/** Over each head, [headDim], or over all heads together where one rank has them all. */
-function checkNorm(
-  op: OpOperands,
-  weight: ProgramBuffer | undefined,
-  heads: number,
-  headDim: number,
-): void {
-  const together = op.program.tp === 1 && weight?.shape[0] === heads * headDim
-  op.weightVector(weight, together ? heads * headDim : headDim)
 }
 
 export function splitRopeCache(
@@ -56,6 +51,7 @@ export function splitRopeCache(
     readonly table: number
     readonly qNorm?: number | undefined
     readonly kNorm?: number | undefined
+    readonly means?: number | undefined
     readonly q: number
     readonly kv: number
   },
@@ -69,7 +65,13 @@ export function splitRopeCache(
 ): OpDraft {
   return {
     kind: 'split_rope_cache',
-    inputs: [operands.qkv, operands.table, operands.qNorm ?? null, operands.kNorm ?? null],
+    inputs: [
+      operands.qkv,
+      operands.table,
+      operands.qNorm ?? null,
+      operands.kNorm ?? null,
+      operands.means ?? null,
+    ],
     outputs: [operands.q, operands.kv],
     attrs: definedAttrs(attrs),
   }

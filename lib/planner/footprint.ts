@@ -1,5 +1,6 @@
 /** Memory and arithmetic of a model under a layout, counted from its programs. */
 
+import { ATTENTION_KINDS } from '../ops/index.ts'
 import { extrapolate, type LayeredProgram } from '../program/layered.ts'
 import { DTYPE_BYTES, type Program, type ProgramBuffer } from '../program/types.ts'
 import type { Hardware } from './hardware.ts'
@@ -43,7 +44,7 @@ function parametersMet(hardware: Hardware, program: Program): number {
   const shape = mixedShape({ numTokens: 1, numDecodes: 1, context: 1, promptLength: 1 })
   const costs = programCosts(hardware, program, shape, [0, 1])
   const flops = program.ops.reduce(
-    (sum, { kind }, index) => (kind === 'attention' ? sum : sum + costs[index]!.flops),
+    (sum, { kind }, index) => (ATTENTION_KINDS.has(kind) ? sum : sum + costs[index]!.flops),
     0,
   )
   return (flops * program.tp) / 2

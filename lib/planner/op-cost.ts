@@ -219,27 +219,36 @@ const groupedMatmul: CostFunction = (context) => {
 /** Rows of a prompt that one block takes. */
 const ATTENTION_ROWS = 128
 
+/** What a kind of attention needs for a token's key and value. */
+interface AttentionSizes {
+  /** Bytes of both. */
+  readonly keyBytes: number
+  /** Operations of one query head with them. */
+  readonly headFlops: number
+  readonly queryBytes: number
+}
+
 /** Rows that decode stream their keys and values; the others multiply. One launch does both. */
-const attention: CostFunction = (context) => {
+function attentionOf(context: CostContext, sizes: AttentionSizes): OpCost {
   const { hardware, op, shape, begin, end } = context
-  const number = (name: string) => op.attrs[name] as number
+  const { keyBytes, headFlops, queryBytes: q } = sizes
   const window = op.attrs.window as number | undefined
   const work = attentionWork(shape, begin, end, window)
   const { decodeKeys, prefillPairs, prefillKeys, longestRow } = work
-  const kv = bufferOf(context, 'inputs', 1)!
-  const keyBytes = 2 * number('kv_heads') * number('head_dim') * DTYPE_BYTES[kv.dtype]
-  const pairFlops = 4 * number('heads') * number('head_dim')
-  const q = seenBytes(context, bufferOf(context, 'inputs', 0)!)
+  const pairFlops = headFlops * (op.attrs.heads as number)
   const decodeBytes = decodeKeys * keyBytes
   const prefillBytes = prefillKeys * keyBytes + 2 * q
   const prefillFlops = prefillPairs * pairFlops
   const { memoryBytesPerSecond, pagedEfficiency, attentionFlopPerSecond, launchSeconds } = hardware
   // The last rows of a long prompt are one block's work, and nobody shares it.
-  const longest = 4 * number('head_dim') * ATTENTION_ROWS * longestRow * hardware.units
+  const longest = headFlops * ATTENTION_ROWS * longestRow * hardware.units
   const arithmetic = Math.max(prefillFlops, longest) / attentionFlopPerSecond
   const seconds =
     launchSeconds +
-    decodeBytes / (memoryBytesPerSecond * pagedEfficiency) +
+    Math.max(
+      decodeBytes / (memoryBytesPerSecond * pagedEfficiency),
+      (decodeKeys * pairFlops) / attentionFlopPerSecond,
+    ) +
     Math.max(arithmetic, prefillBytes / memoryBytesPerSecond)
   return {
     seconds,
@@ -248,6 +257,27 @@ const attention: CostFunction = (context) => {
     bytes: decodeBytes + prefillBytes,
     networkBytes: 0,
   }
+}
+
+const attention: CostFunction = (context) => {
+  const { kv_heads: kvHeads, head_dim: headDim } = context.op.attrs as Record<string, number>
+  const kv = bufferOf(context, 'inputs', 1)!
+  return attentionOf(context, {
+    keyBytes: 2 * kvHeads! * headDim! * DTYPE_BYTES[kv.dtype],
+    headFlops: 4 * headDim!,
+    queryBytes: seenBytes(context, bufferOf(context, 'inputs', 0)!),
+  })
+}
+
+/** All heads share a key, and its first part is the value: decode may be bound by arithmetic too. */
+const mlaAttention: CostFunction = (context) => {
+  const { latent_dim: latent, rope_dim: rope } = context.op.attrs as Record<string, number>
+  const [q, qRope, kv] = [0, 1, 2].map((index) => bufferOf(context, 'inputs', index)!)
+  return attentionOf(context, {
+    keyBytes: (latent! + rope!) * DTYPE_BYTES[kv!.dtype],
+    headFlops: 2 * (2 * latent! + rope!),
+    queryBytes: seenBytes(context, q!) + seenBytes(context, qRope!),
+  })
 }
 
 function collectiveOf(context: CostContext, collective: Collective, buffer: ProgramBuffer): OpCost {
@@ -344,8 +374,12 @@ const COSTS: Readonly<Record<string, CostFunction | undefined>> = {
   rms_norm: streaming,
   add_rms_norm: addRmsNorm,
   matmul: matmulOf,
+  mean_squares: streaming,
   split_rope_cache: splitRopeCache,
   attention,
+  mla_split_rope_cache: streaming,
+  head_matmul: matmulOf,
+  mla_attention: mlaAttention,
   silu_mul: streaming,
   gelu_mul: streaming,
   gather_rows: gatherRows,

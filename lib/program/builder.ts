@@ -53,6 +53,12 @@ export class ProgramBuilder {
     })
   }
 
+  /** [blocks, 1, 1, blockSize, dim]: one vector a token, of which keys and values are made. */
+  latentCache(name: string, dtype: Dtype, dim: number): number {
+    const { numBlocks, blockSize } = this.header.limits
+    return this.declare({ name, space: 'kv', dtype, shape: [numBlocks, 1, 1, blockSize, dim] })
+  }
+
   /** Appends an op on its usual lane. */
   add(label: string, draft: OpDraft): void {
     const view = (buffer: number) => ({ buffer })

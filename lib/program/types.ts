@@ -25,7 +25,8 @@ export type Dim = number | DimSymbol
  * Where a buffer lives.
  * - `arena`: activations, at `offset` in every rank's symmetric heap (the same on all ranks).
  * - `weight`: loaded by `loadWeights`, constant, private to the rank.
- * - `kv`: created by `loadWeights`, zeroed, kept across steps. [blocks, 2, kvHeads, blockSize, headDim].
+ * - `kv`: created by `loadWeights`, zeroed, kept across steps. [blocks, 2, kvHeads, blockSize, headDim],
+ *   keys and values; or [blocks, 1, 1, blockSize, dim], latent vectors of which both are made.
  */
 export type BufferSpace = 'arena' | 'weight' | 'kv'
 

@@ -113,9 +113,9 @@ function validateKv({ name, shape }: ProgramBuffer, limits: ProgramLimits): void
   const fits =
     shape.length === 5 &&
     shape[0] === limits.numBlocks &&
-    shape[1] === 2 &&
+    (shape[1] === 1 || shape[1] === 2) &&
     shape[3] === limits.blockSize
-  if (!fits) throw fail(`${name} must be [numBlocks, 2, kvHeads, blockSize, headDim]`)
+  if (!fits) throw fail(`${name} must be [numBlocks, 1 or 2, kvHeads, blockSize, headDim]`)
 }
 
 function validateOp(program: Program, op: ProgramOp, index: number): void {

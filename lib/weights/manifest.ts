@@ -41,7 +41,7 @@ export interface WeightPlan {
 export interface KvPlan {
   readonly name: string
   readonly dtype: Dtype
-  /** [blocks, 2, kvHeads, blockSize, headDim]. */
+  /** [blocks, 2 or 1, kvHeads, blockSize, headDim]. */
   readonly shape: readonly number[]
   /** Blocks of the same kind on the host, for swapping. Default 0. */
   readonly hostBlocks?: number

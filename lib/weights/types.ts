@@ -50,7 +50,7 @@ export interface WeightBuffer {
   readonly name: string
   readonly space: 'weight' | 'kv'
   readonly dtype: Dtype
-  /** Local shape: weights [n] or [rows, cols]; kv [blocks, 2, kvHeads, blockSize, headDim]. */
+  /** Local shape: weights [n] or [rows, cols]; kv [blocks, 2 or 1, kvHeads, blockSize, headDim]. */
   readonly shape: readonly number[]
   readonly layout: WeightLayout
   /** kv: blocks of the same kind on the host, for swapping. Default 0. */

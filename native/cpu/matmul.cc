@@ -118,11 +118,20 @@ struct Operand {
   int64_t stride = 0;  // bytes
 };
 
+int64_t x_stride(const MatmulArgs& args) {
+  return args.x_stride > 0 ? args.x_stride : args.x.row_bytes();
+}
+
+int64_t y_stride(const MatmulArgs& args) {
+  return args.y_stride > 0 ? args.y_stride : args.y.row_bytes();
+}
+
 // Rows a multiple of 4 KiB apart share a set of the first-level cache and would evict each other:
 // those are copied to a better stride.
-bool usable_in_place(const MatmulKernel& kernel, const Tensor& x) {
+bool usable_in_place(const MatmulKernel& kernel, const MatmulArgs& args) {
+  const Tensor& x = args.x;
   return x.dtype == kernel.operand && kernel.row_multiple == 1 && x.cols % kernel.k_multiple == 0 &&
-         (x.rows == 1 || x.row_bytes() % 4096 != 0);
+         (x.rows == 1 || x_stride(args) % 4096 != 0);
 }
 
 // An odd number of cache lines, so that the rows of a block do not meet in one cache set.
@@ -132,14 +141,16 @@ int64_t operand_stride(const MatmulKernel& kernel, int64_t k) {
 }
 
 // Row `row` of x in the kernel's operand dtype, zeros after k; all zeros past the last row.
-void prepare_row(const MatmulKernel& kernel, const Tensor& x, int64_t row, std::byte* out,
+void prepare_row(const MatmulKernel& kernel, const MatmulArgs& args, int64_t row, std::byte* out,
                  int64_t stride) {
+  const Tensor& x = args.x;
+  const std::byte* source = x.data + row * x_stride(args);
   const int64_t bytes = row < x.rows ? x.cols * dtype_bytes(kernel.operand) : 0;
   if (bytes > 0) {
     if (kernel.operand == x.dtype)
-      std::memcpy(out, x.row(row), static_cast<size_t>(bytes));
+      std::memcpy(out, source, static_cast<size_t>(bytes));
     else
-      load_floats(x.dtype, x.row(row), x.cols, reinterpret_cast<float*>(out));
+      load_floats(x.dtype, source, x.cols, reinterpret_cast<float*>(out));
   }
   std::memset(out + bytes, 0, static_cast<size_t>(stride - bytes));
 }
@@ -186,8 +197,8 @@ void run_item(const MatmulKernel& kernel, const MatmulArgs& args, const Plan& pl
                      .columns = columns,
                      .bias = args.bias ? args.bias + first_column : nullptr,
                      .softcap = args.softcap,
-                     .y = args.y.row(row) + first_column * y_bytes,
-                     .y_stride = args.y.row_bytes(),
+                     .y = args.y.data + row * y_stride(args) + first_column * y_bytes,
+                     .y_stride = y_stride(args),
                      .y_dtype = args.y.dtype});
     }
   }
@@ -208,10 +219,10 @@ struct Task {
 
 void make_task(Task& task, int num_threads, int64_t together) {
   task.plan = make_plan(*task.kernel, *task.args, num_threads, together);
-  const Tensor& x = task.args->x;
-  const bool in_place = usable_in_place(*task.kernel, x);
-  task.x = {.data = x.data,
-            .stride = in_place ? x.row_bytes() : operand_stride(*task.kernel, task.plan.k)};
+  const MatmulArgs& args = *task.args;
+  const bool in_place = usable_in_place(*task.kernel, args);
+  task.x = {.data = args.x.data,
+            .stride = in_place ? x_stride(args) : operand_stride(*task.kernel, task.plan.k)};
   task.prepared_rows = in_place ? 0 : round_up(task.plan.m, task.kernel->row_multiple);
 }
 
@@ -221,7 +232,7 @@ void prepare_rows(const Task& task, std::byte* out, ThreadPool& pool) {
   pool.parallel_for(divide_up(task.prepared_rows, rows_per_index), [&](int64_t index, int) {
     const int64_t end = std::min(task.prepared_rows, (index + 1) * rows_per_index);
     for (int64_t row = index * rows_per_index; row < end; ++row)
-      prepare_row(*task.kernel, task.args->x, row, out + row * task.x.stride, task.x.stride);
+      prepare_row(*task.kernel, *task.args, row, out + row * task.x.stride, task.x.stride);
   });
 }
 

@@ -48,6 +48,8 @@ struct MatmulArgs {
   Tensor y;                     // [M, N] f32, bf16 or f16
   float softcap = 0;            // > 0: y = softcap · tanh(y / softcap)
   bool deterministic = false;
+  int64_t x_stride = 0;  // bytes between rows of x and of y; 0: they are contiguous
+  int64_t y_stride = 0;
   // Rows of the matmul that x is a part of; 0: x is all of it. The kernel is chosen by them, so
   // that parts have the bits of the whole.
   int64_t whole_rows = 0;

@@ -228,20 +228,33 @@ void OpInstance::require_weight_vector(const BufferDesc* buffer, int64_t size) c
   require_vector(*buffer, size, DType::kF32);
 }
 
-void OpInstance::require_kv(const BufferDesc& buffer, int64_t kv_heads, int64_t head_dim) const {
-  require(buffer.space == Space::kKv, "buffer %s must be a KV cache", buffer.name.c_str());
-  require_float(buffer);
-  require(program.limits.num_blocks > 0 && program.limits.block_size > 0 &&
-              program.limits.max_blocks_per_seq > 0,
-          "the program has a KV cache but its limits name no blocks");
-  const int64_t expected[5] = {program.limits.num_blocks, 2, kv_heads, program.limits.block_size,
-                               head_dim};
+namespace {
+
+void require_cache(const OpInstance& op, const BufferDesc& buffer, int64_t planes, int64_t kv_heads,
+                   int64_t head_dim) {
+  const Limits& limits = op.program.limits;
+  op.require(buffer.space == Space::kKv, "buffer %s must be a KV cache", buffer.name.c_str());
+  op.require_float(buffer);
+  op.require(limits.num_blocks > 0 && limits.block_size > 0 && limits.max_blocks_per_seq > 0,
+             "the program has a KV cache but its limits name no blocks");
+  const int64_t expected[5] = {limits.num_blocks, planes, kv_heads, limits.block_size, head_dim};
   bool same = buffer.shape.size() == 5;
   for (size_t i = 0; same && i < 5; ++i)
     same = buffer.shape[i].symbol == Symbol::kNone && buffer.shape[i].size == expected[i];
-  require(same, "buffer %s must have the shape [%lld, 2, %lld, %lld, %lld]", buffer.name.c_str(),
-          static_cast<long long>(expected[0]), static_cast<long long>(kv_heads),
-          static_cast<long long>(expected[3]), static_cast<long long>(head_dim));
+  op.require(same, "buffer %s must have the shape [%lld, %lld, %lld, %lld, %lld]",
+             buffer.name.c_str(), static_cast<long long>(expected[0]),
+             static_cast<long long>(planes), static_cast<long long>(kv_heads),
+             static_cast<long long>(expected[3]), static_cast<long long>(head_dim));
+}
+
+}  // namespace
+
+void OpInstance::require_kv(const BufferDesc& buffer, int64_t kv_heads, int64_t head_dim) const {
+  require_cache(*this, buffer, 2, kv_heads, head_dim);
+}
+
+void OpInstance::require_latent_cache(const BufferDesc& buffer, int64_t dim) const {
+  require_cache(*this, buffer, 1, 1, dim);
 }
 
 void OpInstance::require_same_part() const {

@@ -102,6 +102,8 @@ struct OpInstance {
   void require_weight_vector(const BufferDesc* buffer, int64_t size) const;  // null is fine
   // A KV cache with this program's blocks: [blocks, 2, kv_heads, block_size, head_dim].
   void require_kv(const BufferDesc& buffer, int64_t kv_heads, int64_t head_dim) const;
+  // A cache of latent vectors, of which keys and values are made: [blocks, 1, 1, block_size, dim].
+  void require_latent_cache(const BufferDesc& buffer, int64_t dim) const;
   // Row-wise operands name the same part, so that their rows correspond; weights, KV and absent
   // inputs are left out.
   void require_same_part() const;

@@ -1,6 +1,7 @@
 // split_rope_cache: qkv [T, (Hq + 2·Hkv)·D] → q [T, Hq·D], keys and values into the KV slots of the
 // tokens. Each q and k head is normalised (where a weight is given), then its first rotary_dim
-// elements are rotated in pairs (i, i + rotary_dim/2). Rows with slot −1 write no KV.
+// elements are rotated in pairs (i, i + rotary_dim/2). With `means` a head is scaled by the mean of
+// the squares of all heads of the group. Rows with slot −1 write no KV.
 //
 // One warp per head of a row: the head waits in shared memory as float32 so that both halves of a
 // pair are at hand. Stays in the rank. Bytes per token: (Hq + 2·Hkv)·D elements read and written.
@@ -22,8 +23,9 @@ struct SplitRopeArgs {
   const int32_t* kv_slots;  // [T]
   const std::byte* qkv;     // [T, (heads + 2·kv_heads)·head_dim]
   const float* table;       // [T, rotary]: cosines, then sines
-  const float* q_norm;      // [head_dim] or null
-  const float* k_norm;      // [head_dim] or null
+  const float* q_norm;      // [head_dim], with means [heads, head_dim], or null
+  const float* k_norm;      // [head_dim], with means [kv_heads, head_dim], or null
+  const float* means;       // [T, 2] of the squares of query heads and of key heads, or null
   std::byte* q;             // [T, heads·head_dim]
   std::byte* kv;            // [blocks, 2, kv_heads, block_size, head_dim]
   DType kv_dtype;
@@ -47,16 +49,20 @@ __device__ int64_t kv_offset(const SplitRopeArgs& args, int32_t slot, int which,
   return row * args.head_dim;
 }
 
-// This warp's head, normalised in place. Every lane scales what it loaded.
 template <int kWidth>
-__device__ void normalize_head(float* head, const float* weight, int head_dim, float eps) {
+__device__ float mean_square(const float* head, int head_dim) {
   float sum = 0;
   for (int i = lane_index() * kWidth; i < head_dim; i += kWarpSize * kWidth) {
     float values[kWidth];
     get_floats(head + i, values);
     sum += squares(values);
   }
-  const float scale = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(head_dim) + eps);
+  return warp_sum(sum) / static_cast<float>(head_dim);
+}
+
+// This warp's head times scale and weight, in place. Every lane scales what it loaded.
+template <int kWidth>
+__device__ void scale_head(float* head, const float* weight, float scale, int head_dim) {
   for (int i = lane_index() * kWidth; i < head_dim; i += kWarpSize * kWidth) {
     float values[kWidth];
     scale_by_weight(head + i, weight + i, scale, values);
@@ -101,7 +107,13 @@ __global__ void __launch_bounds__(SplitRopeConfig::kThreads)
       put_floats(head + i, values);
     }
     const float* weight = is_q ? args.q_norm : is_k ? args.k_norm : nullptr;
-    if (weight != nullptr) normalize_head<kWidth>(head, weight, args.head_dim, args.eps);
+    if (weight != nullptr) {
+      const bool together = args.means != nullptr;
+      const float mean = together ? args.means[row * 2 + (is_q ? 0 : 1)]
+                                  : mean_square<kWidth>(head, args.head_dim);
+      const int first = together ? (is_q ? h : h - args.heads) * args.head_dim : 0;
+      scale_head<kWidth>(head, weight + first, 1.0f / sqrtf(mean + args.eps), args.head_dim);
+    }
     __syncwarp();
 
     const float* table = args.table + row * args.rotary;
@@ -139,9 +151,6 @@ CudaKernel prepare_cuda_split_rope_cache(const OpInstance& op, const CudaPlan&) 
   constant.rotary = static_cast<int32_t>(op.integer("rotary_dim"));
   constant.block_size = static_cast<int32_t>(op.program.limits.block_size);
   constant.eps = static_cast<float>(op.number_or("eps", 0));
-  for (const int norm : {2, 3})
-    op.require(op.input(norm) == nullptr || op.input(norm)->cols() == constant.head_dim,
-               "norms over all heads together are not available on CUDA");
   op.require(constant.head_dim <= 1024, "head_dim above 1024 on CUDA");
   op.require(op.program.limits.max_tokens * (constant.heads + 2 * constant.kv_heads) < INT32_MAX,
              "too many heads and tokens for one launch");
@@ -163,6 +172,7 @@ CudaKernel prepare_cuda_split_rope_cache(const OpInstance& op, const CudaPlan&) 
     args.table = reinterpret_cast<const float*>(at.in[1]);
     args.q_norm = reinterpret_cast<const float*>(at.in[2]);
     args.k_norm = reinterpret_cast<const float*>(at.in[3]);
+    args.means = reinterpret_cast<const float*>(at.in[4]);
     args.q = at.out[0];
     args.kv = at.out[1];
     return args;

@@ -8,8 +8,12 @@ HostKernel prepare_rope_table(const OpInstance& instance);
 HostKernel prepare_rms_norm(const OpInstance& instance);
 HostKernel prepare_add_rms_norm(const OpInstance& instance);
 HostKernel prepare_matmul(const OpInstance& instance);
+HostKernel prepare_mean_squares(const OpInstance& instance);
 HostKernel prepare_split_rope_cache(const OpInstance& instance);
 HostKernel prepare_attention(const OpInstance& instance);
+HostKernel prepare_mla_split_rope_cache(const OpInstance& instance);
+HostKernel prepare_head_matmul(const OpInstance& instance);
+HostKernel prepare_mla_attention(const OpInstance& instance);
 HostKernel prepare_silu_mul(const OpInstance& instance);
 HostKernel prepare_gelu_mul(const OpInstance& instance);
 HostKernel prepare_gather_rows(const OpInstance& instance);
@@ -58,8 +62,14 @@ std::span<const OpDef> op_table() {
        {{"bias_on", "string?"}, {"implementation", "string?"}},
        false,
        prepare_matmul},
+      {"mean_squares",
+       {"qkv"},
+       {"y"},
+       {{"heads", "number"}, {"kv_heads", "number"}, {"head_dim", "number"}},
+       false,
+       prepare_mean_squares},
       {"split_rope_cache",
-       {"qkv", "table", "q_norm?", "k_norm?"},
+       {"qkv", "table", "q_norm?", "k_norm?", "means?"},
        {"q", "kv"},
        {{"heads", "number"},
         {"kv_heads", "number"},
@@ -79,6 +89,23 @@ std::span<const OpDef> op_table() {
         {"window", "number?"}},
        false,
        prepare_attention},
+      {"mla_split_rope_cache",
+       {"q", "latent", "table", "norm"},
+       {"q_rope", "kv"},
+       {{"heads", "number"},
+        {"latent_dim", "number"},
+        {"rope_dim", "number"},
+        {"eps", "number"},
+        {"interleaved", "boolean?"}},
+       false,
+       prepare_mla_split_rope_cache},
+      {"head_matmul", {"x", "weight"}, {"y"}, {{"heads", "number"}}, false, prepare_head_matmul},
+      {"mla_attention",
+       {"q_latent", "q_rope", "kv"},
+       {"o"},
+       {{"heads", "number"}, {"latent_dim", "number"}, {"rope_dim", "number"}, {"scale", "number"}},
+       false,
+       prepare_mla_attention},
       {"silu_mul", {"gate_up"}, {"y"}, {}, false, prepare_silu_mul},
       {"gelu_mul", {"gate_up"}, {"y"}, {}, false, prepare_gelu_mul},
       {"gather_rows", {"x"}, {"y"}, {}, false, prepare_gather_rows},

@@ -77,8 +77,9 @@ void parse_scales(const Json& json, const WeightManifest& manifest, const Weight
           ? static_cast<__int128>(blocks_of(piece.rows)) * blocks_of(piece.cols) * int64_t{4}
           : static_cast<__int128>(piece.rows) * (piece.cols / kMxfp4Block);
   require_within(manifest, piece.scales_file, piece.scales_offset, bytes, "scales", buffer);
-  if (piece.dtype != DType::kU8 || !is_float(buffer.dtype) || piece.transposed ||
-      piece.col_step != 1)
+  const int64_t step = piece.transposed ? piece.row_step : piece.col_step;
+  if (piece.dtype != DType::kU8 || !is_float(buffer.dtype) || step != 1 ||
+      (piece.transposed && piece.encoding == Encoding::kMxfp4))
     fail(ErrorCode::kProgram, "manifest: '%s' cannot take %s from %s", buffer.name.c_str(),
          format.c_str(), dtype_name(piece.dtype));
   if (piece.encoding == Encoding::kMxfp4 && piece.cols % kMxfp4Block != 0)

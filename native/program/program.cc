@@ -110,9 +110,11 @@ void check_bytes(const BufferDesc& buffer) {
 void check_kv(const BufferDesc& buffer, const Limits& limits) {
   const auto& shape = buffer.shape;
   if (shape.size() != 5 || shape[0].size != limits.num_blocks ||
-      shape[3].size != limits.block_size || limits.num_blocks == 0)
+      (shape[1].size != 1 && shape[1].size != 2) || shape[3].size != limits.block_size ||
+      limits.num_blocks == 0)
     fail(ErrorCode::kProgram,
-         "KV buffer '%s' must have shape [numBlocks, 2, kvHeads, blockSize, headDim] of the limits",
+         "KV buffer '%s' must have shape [numBlocks, 1 or 2, kvHeads, blockSize, headDim] of the "
+         "limits",
          buffer.name.c_str());
 }
 

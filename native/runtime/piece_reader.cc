@@ -36,7 +36,7 @@ void PieceReader::copy(std::span<const SourceFile> files, const WeightPiece& pie
       std::min(places, std::max<int64_t>(1, kMaxTileElements / std::min(step, kMaxTileElements)));
   const Stored stored = describe(piece, tile_places);
   const int64_t tile_lines = lines_per_tile(stored, tile_places);
-  if (piece.encoding != Encoding::kPlain) read_scales(files[piece.scales_file], piece);
+  if (piece.encoding != Encoding::kPlain) read_scales(files[piece.scales_file], piece, stored);
   for (int64_t line = 0; line < stored.lines.count; line += tile_lines) {
     for (int64_t place = 0; place < places; place += tile_places) {
       if (stop.load(std::memory_order_relaxed)) return;
@@ -150,14 +150,17 @@ void PieceReader::decode_line(const WeightPiece& piece, const Stored& stored, co
   for (int64_t i = 0; i < tile.places; ++i) out[i] = spread_[i * step];
 }
 
-// The scales of all rows that the piece takes.
-void PieceReader::read_scales(const SourceFile& file, const WeightPiece& piece) {
+// The scales of all lines that the piece takes.
+void PieceReader::read_scales(const SourceFile& file, const WeightPiece& piece,
+                              const Stored& stored) {
   const bool e4m3 = piece.encoding == Encoding::kE4m3;
   const int64_t block_rows = e4m3 ? kScaleBlock : 1;
-  scale_row_bytes_ = e4m3 ? (piece.cols + kScaleBlock - 1) / kScaleBlock * int64_t{sizeof(float)}
-                          : piece.cols / kMxfp4Block;
-  scales_row_ = piece.row_start / block_rows;
-  const int64_t last = (piece.row_start + (piece.row_count - 1) * piece.row_step) / block_rows;
+  const int64_t length = stored.line_elements;
+  scale_row_bytes_ = e4m3 ? (length + kScaleBlock - 1) / kScaleBlock * int64_t{sizeof(float)}
+                          : length / kMxfp4Block;
+  const Axis& lines = stored.lines;
+  scales_row_ = lines.start / block_rows;
+  const int64_t last = (lines.start + (lines.count - 1) * lines.step) / block_rows;
   scales_.resize((last - scales_row_ + 1) * scale_row_bytes_);
   file.read(piece.scales_offset + scales_row_ * scale_row_bytes_,
             static_cast<int64_t>(scales_.size()), scales_.data());

@@ -46,7 +46,7 @@ class PieceReader {
   static int64_t lines_per_tile(const Stored& stored, int64_t tile_places);
   void read(const SourceFile& file, const WeightPiece& piece, const Stored& stored,
             const Tile& tile);
-  void read_scales(const SourceFile& file, const WeightPiece& piece);
+  void read_scales(const SourceFile& file, const WeightPiece& piece, const Stored& stored);
   void convert(const WeightPiece& piece, const Stored& stored, DType dtype, const Tile& tile);
   void decode_line(const WeightPiece& piece, const Stored& stored, const Tile& tile, int64_t line,
                    float* out);
@@ -62,7 +62,7 @@ class PieceReader {
   std::vector<float> transposed_;  // [places, lines]
   std::vector<float> spread_;      // a line with the places between
   std::vector<std::byte> converted_;
-  std::vector<std::byte> scales_;  // of the piece being copied, from the row of scales_row_ on
+  std::vector<std::byte> scales_;  // of the piece being copied, from the line of scales_row_ on
   int64_t scales_row_ = 0;
   int64_t scale_row_bytes_ = 0;
   const std::byte* source_ = nullptr;

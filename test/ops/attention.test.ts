@@ -9,6 +9,8 @@ import { STEP_SECTION } from '../../lib/engine/step.ts'
 import { encodeStep, OpRuntime, placeApart, splitIntoParts, usableIsas } from '../support/native.ts'
 import { type AttentionCase, attentionCase } from './attention.cases.ts'
 import { layOut, type SequenceRows } from './kv-step.ts'
+import { type LatentAttentionCase, latentAttentionCase } from './mla.cases.ts'
+import type { OpCase } from './op-case.ts'
 import { expectAgree } from './tolerance.ts'
 
 interface Run {
@@ -19,18 +21,25 @@ interface Run {
   readonly blockSize?: number
 }
 
+type CaseOf = (run: Run) => OpCase
+
+function ofHeads(model: Omit<AttentionCase, 'name' | 'sequences'>): CaseOf {
+  return (run) => attentionCase({ name: 'row', ...model, ...run }, false)
+}
+
+function ofLatents(model: Omit<LatentAttentionCase, 'name' | 'sequences'>): CaseOf {
+  return (run) => latentAttentionCase({ name: 'row', ...model, ...run }, false)
+}
+
 /** Bytes of the output row of one position of the first sequence with `seed`. */
 async function rowBytes(
-  model: Omit<AttentionCase, 'name' | 'sequences'>,
+  caseOf: CaseOf,
   run: Run,
   cpuIsa: string,
   seed: number,
   position: number,
 ): Promise<Uint8Array> {
-  const { builder, inputs, weights, step } = attentionCase(
-    { name: 'row', ...model, ...run, blockSize: run.blockSize ?? 16 },
-    false,
-  ).make()
+  const { builder, inputs, weights, step } = caseOf(run).make()
   const tokens = step.get(STEP_SECTION.tokens)!.length
   const bounds = run.parts ?? [0, tokens]
   const program = splitIntoParts(placeApart(builder), bounds.length - 1)
@@ -58,6 +67,8 @@ async function rowBytes(
 /** Crosses two split boundaries (512 keys), ends inside a tile of 64 and a block of 16. */
 const LAST = 1100
 const SEED = 9
+const F32 = { dtype: 'f32', kvDtype: 'f32' } as const
+const BF16 = { dtype: 'bf16', kvDtype: 'bf16' } as const
 const OTHERS: readonly SequenceRows[] = [
   { start: 0, end: 30 },
   { start: 299, end: 300 },
@@ -88,12 +99,14 @@ const RUNS: readonly Run[] = [
 
 describe.each(usableIsas())('%s', (cpuIsa) => {
   test.each([
-    { heads: 6, kvHeads: 2, headDim: 16, dtype: 'f32', kvDtype: 'f32' },
-    { heads: 2, kvHeads: 1, headDim: 20, dtype: 'bf16', kvDtype: 'bf16', window: 640, softcap: 20 },
-    { heads: 8, kvHeads: 2, headDim: 16, dtype: 'f32', kvDtype: 'f32', sinks: 2 },
-  ] as const)('a row has the same bits however it is computed ($dtype)', async (model) => {
+    ['f32', ofHeads({ heads: 6, kvHeads: 2, headDim: 16, ...F32 })],
+    ['bf16', ofHeads({ heads: 2, kvHeads: 1, headDim: 20, ...BF16, window: 640, softcap: 20 })],
+    ['sinks', ofHeads({ heads: 8, kvHeads: 2, headDim: 16, ...F32, sinks: 2 })],
+    ['latent, f32', ofLatents({ heads: 35, latentDim: 24, ropeDim: 6, ...F32 })],
+    ['latent, bf16', ofLatents({ heads: 3, latentDim: 32, ropeDim: 8, ...BF16 })],
+  ] as const)('a row has the same bits however it is computed (%s)', async (_, caseOf) => {
     const outputs: Uint8Array[] = []
-    for (const run of RUNS) outputs.push(await rowBytes(model, run, cpuIsa, SEED, LAST))
+    for (const run of RUNS) outputs.push(await rowBytes(caseOf, run, cpuIsa, SEED, LAST))
     expectAgree(outputs)
     // Not the bytes of nothing.
     expect(outputs[0]!.some((byte) => byte !== 0 && byte !== 0xff)).toBe(true)

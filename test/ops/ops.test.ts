@@ -13,6 +13,7 @@ import { ATTENTION_CASES } from './attention.cases.ts'
 import { COLLECTIVE_CASES } from './collectives.cases.ts'
 import { EXPERT_CASES } from './experts.cases.ts'
 import { MATMUL_CASES } from './matmul.cases.ts'
+import { MLA_CASES } from './mla.cases.ts'
 import type { CaseContents, Expected, OpCase } from './op-case.ts'
 import { OVERLAP_CASES } from './overlap.cases.ts'
 import { ROPE_CASES } from './rope.cases.ts'
@@ -26,7 +27,7 @@ const CASES: readonly OpCase[] = [
   ...ATTENTION_CASES,
   ...COLLECTIVE_CASES,
   // CUDA refuses the ops of experts and the overlapped matmuls by name.
-  ...(ON_CPU ? [...EXPERT_CASES, ...OVERLAP_CASES] : []),
+  ...(ON_CPU ? [...EXPERT_CASES, ...OVERLAP_CASES, ...MLA_CASES] : []),
 ]
 
 if (!ON_CPU) {

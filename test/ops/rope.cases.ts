@@ -1,6 +1,7 @@
 /** Cases of rope_table and split_rope_cache. */
 
 import { STEP_SECTION } from '../../lib/engine/step.ts'
+import { meanSquares } from '../../lib/ops/mean-squares.ts'
 import { ropeTable } from '../../lib/ops/rope-table.ts'
 import { splitRopeCache } from '../../lib/ops/split-rope-cache.ts'
 import type { Dtype } from '../../lib/program/types.ts'
@@ -62,7 +63,8 @@ interface SplitCase {
   readonly kvHeads: number
   readonly headDim: number
   readonly rotaryDim: number
-  readonly norms?: boolean
+  /** `all`: over all heads together, by means that are given. */
+  readonly norms?: boolean | 'all'
   readonly dtype: Dtype
   readonly kvDtype: Dtype
   readonly blockSize: number
@@ -87,13 +89,17 @@ function splitCase(c: SplitCase): OpCase {
       const table = builder.arena('table', 'f32', ['T', rotaryDim])
       const q = builder.arena('q', c.dtype, ['T', heads * headDim])
       const kv = builder.kv('kv', c.kvDtype, kvHeads, headDim)
-      const qNorm = c.norms ? builder.weight('q_norm', 'f32', [headDim], 'plain') : undefined
-      const kNorm = c.norms ? builder.weight('k_norm', 'f32', [headDim], 'plain') : undefined
+      const together = c.norms === 'all'
+      const normOf = (name: string, heads: number) =>
+        c.norms && builder.weight(name, 'f32', [together ? heads * headDim : headDim], 'plain')
+      const qNorm = normOf('q_norm', heads) || undefined
+      const kNorm = normOf('k_norm', kvHeads) || undefined
+      const means = together ? builder.arena('means', 'f32', ['T', 2]) : undefined
       const eps = 1e-6
       builder.add(
         'op',
         splitRopeCache(
-          { qkv, table, qNorm, kNorm, q, kv },
+          { qkv, table, qNorm, kNorm, means, q, kv },
           {
             heads,
             kv_heads: kvHeads,
@@ -104,7 +110,12 @@ function splitCase(c: SplitCase): OpCase {
         ),
       )
       const inputs = randomValues(1, layout.numTokens * width, c.dtype)
-      const [qWeights, kWeights] = [randomValues(2, headDim), randomValues(3, headDim)]
+      const qWeights = randomValues(2, together ? heads * headDim : headDim)
+      const kWeights = randomValues(3, together ? kvHeads * headDim : headDim)
+      // Of more heads than this rank has.
+      const meanValues = randomValues(4, 2 * layout.numTokens).map((value) =>
+        Math.fround(value ** 2),
+      )
       const positions = layout.rows.map(({ position }) => position)
       const invFreq = inverseFrequencies(rotaryDim / 2)
       const angles = Float64Array.from(reference.ropeTable(positions, { invFreq }), Math.fround)
@@ -118,14 +129,25 @@ function splitCase(c: SplitCase): OpCase {
         const turn = angles.subarray(row * rotaryDim, (row + 1) * rotaryDim)
         const head = (index: number) =>
           inputs.subarray(row * width + index * headDim, row * width + (index + 1) * headDim)
+        const normalised = (
+          values: Float64Array,
+          weights: Float64Array,
+          h: number,
+          which: 0 | 1,
+        ) => {
+          if (!c.norms) return reference.ropeHead(values, turn, undefined, eps)
+          if (!together) return reference.ropeHead(values, turn, weights, eps)
+          const scale = 1 / Math.sqrt(meanValues[row * 2 + which]! + eps)
+          const scaled = values.map((value, i) => value * scale * weights[h * headDim + i]!)
+          return reference.ropeHead(scaled, turn, undefined, eps)
+        }
         for (let h = 0; h < heads; h++) {
-          const turned = reference.ropeHead(head(h), turn, c.norms ? qWeights : undefined, eps)
-          queries.set(turned, (row * heads + h) * headDim)
+          queries.set(normalised(head(h), qWeights, h, 0), (row * heads + h) * headDim)
         }
         if (padding) return
         const slot = layout.slotOf(sequence, position)
         for (let h = 0; h < kvHeads; h++) {
-          const key = reference.ropeHead(head(heads + h), turn, c.norms ? kWeights : undefined, eps)
+          const key = normalised(head(heads + h), kWeights, h, 1)
           cache.set(key, kvIndex(layout, kvShape, slot, 0, h))
           cache.set(head(heads + kvHeads + h), kvIndex(layout, kvShape, slot, 1, h))
         }
@@ -133,12 +155,51 @@ function splitCase(c: SplitCase): OpCase {
       return {
         builder,
         weights: { q_norm: [qWeights], k_norm: [kWeights] },
-        inputs: { qkv: [inputs], table: [angles] },
+        inputs: { qkv: [inputs], table: [angles], ...(together && { means: [meanValues] }) },
         step: layout.sections,
         expected: [
           { buffer: 'q', values: [queries], tolerance: 'close' },
           { buffer: 'kv', values: [cache], tolerance: 'close' },
         ],
+      }
+    },
+  }
+}
+
+/** Terms of two ranks' means add up to the means of all heads. */
+function meanSquaresCase(
+  rows: number,
+  sizes: { readonly heads: number; readonly kvHeads: number; readonly headDim: number },
+  dtype: Dtype,
+  parts?: readonly number[],
+): OpCase {
+  const { heads, kvHeads, headDim } = sizes
+  const world = 2
+  return {
+    name: `mean_squares [${rows}, (${heads} + 2·${kvHeads})·${headDim}] ${dtype}${parts ? ' in parts' : ''}`,
+    ...(parts ? { parts } : {}),
+    make() {
+      const builder = builderFor(rows, world)
+      const width = (heads + 2 * kvHeads) * headDim
+      const qkv = builder.arena('qkv', dtype, ['T', width])
+      const y = builder.arena('y', 'f32', ['T', 2])
+      builder.add('op', meanSquares({ qkv, y }, { heads, kv_heads: kvHeads, head_dim: headDim }))
+      const inputs = [0, 1].map((rank) => randomValues(rank + 1, rows * width, dtype))
+      const meanOf = (values: Float64Array) =>
+        values.reduce((sum, value) => sum + value ** 2, 0) / values.length / world
+      const values = inputs.map((input) =>
+        Float64Array.from({ length: 2 * rows }, (_, i) => {
+          const row = input.subarray(Math.floor(i / 2) * width, Math.floor(i / 2) * width + width)
+          const keys = heads * headDim
+          const end = keys + kvHeads * headDim
+          return meanOf(i % 2 === 0 ? row.subarray(0, keys) : row.subarray(keys, end))
+        }),
+      )
+      return {
+        builder,
+        inputs: { qkv: inputs },
+        step: rowsStep(rows),
+        expected: [{ buffer: 'y', values, tolerance: 'close' }],
       }
     },
   }
@@ -172,6 +233,30 @@ export const ROPE_CASES: readonly OpCase[] = [
     kvDtype: 'bf16',
     sequences: SEQUENCES,
   }),
+  splitCase({
+    name: 'q and k norm over all heads, in parts',
+    ...COMMON,
+    norms: 'all',
+    dtype: 'f32',
+    kvDtype: 'f32',
+    sequences: SEQUENCES,
+    parts: [0, 9, 33],
+  }),
+  splitCase({
+    name: 'norm over all heads, odd heads, bf16',
+    ...COMMON,
+    heads: 3,
+    kvHeads: 1,
+    headDim: 13,
+    rotaryDim: 6,
+    norms: 'all',
+    dtype: 'bf16',
+    kvDtype: 'bf16',
+    sequences: SEQUENCES,
+  }),
+  meanSquaresCase(1, { heads: 1, kvHeads: 1, headDim: 1 }, 'f32'),
+  meanSquaresCase(7, { heads: 3, kvHeads: 1, headDim: 13 }, 'bf16'),
+  meanSquaresCase(40, { heads: 16, kvHeads: 4, headDim: 64 }, 'f16', [0, 11, 11, 40]),
   splitCase({
     name: 'partial rotary, f32 to f16 cache, in parts',
     ...COMMON,

@@ -29,6 +29,8 @@ export const EXPERT_FAMILIES = [
   'olmoe',
   'glm4-moe',
   'gpt-oss-sinks',
+  'deepseek-v2-mla',
+  'deepseek-v3-mla',
 ] as const
 
 export function goldenFolder(family: string): string {

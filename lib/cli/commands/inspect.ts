@@ -3,7 +3,7 @@
 import type { Command } from 'commander'
 import type { Precision } from '../../engine/types.ts'
 import { EngineError } from '../../errors.ts'
-import { loadModel, type Model, modelFootprint } from '../../models/index.ts'
+import { type AttentionSpec, loadModel, type Model, modelFootprint } from '../../models/index.ts'
 import { loadChatTemplate, loadTokenizer } from '../../tokenizer/index.ts'
 import { exitCodeOf } from '../exit-codes.ts'
 import { describeExperts, type ExpertsReport, formatExperts } from '../inspect-experts.ts'
@@ -40,6 +40,8 @@ interface ModelReport {
   readonly heads: number
   readonly kvHeads: number
   readonly headDim: number
+  /** Elements of the vector that the KV cache holds per token, where attention is latent. */
+  readonly latentDim?: number
   readonly maxPositions: number
   readonly eosTokenIds: readonly number[]
   readonly tokenizer: string
@@ -50,6 +52,8 @@ interface ModelReport {
   readonly experts?: ExpertsReport
   /** With --experts. */
   readonly expertLoads?: LoadsReport
+  /** Of layers that predict further tokens, which are left alone. */
+  readonly unusedTensors?: number
 }
 
 /** What the folder's text side is, or why it cannot be used; a model runs without it, on tokens. */
@@ -79,7 +83,8 @@ function describeLayout(model: Model, tensorParallel: number, flags: InspectFlag
 async function inspectModel(folder: string, flags: InspectFlags): Promise<ModelReport> {
   const model = loadModel(folder)
   const { spec } = model
-  const { heads, kvHeads, headDim } = spec.layers[0]!.attention
+  const attention = describeAttention(spec.layers[0]!.attention)
+  const unusedTensors = countUnused(model)
   const { parameters } = modelFootprint(model, { tensorParallel: 1, precision: flags.precision })
   const experts = describeExperts(model, flags.precision)
   let tokenizerTokens: number | undefined
@@ -96,9 +101,7 @@ async function inspectModel(folder: string, flags: InspectFlags): Promise<ModelR
     vocabSize: model.vocabSize,
     hiddenSize: spec.hiddenSize,
     layers: spec.layers.length,
-    heads,
-    kvHeads,
-    headDim,
+    ...attention,
     maxPositions: model.maxPositions,
     eosTokenIds: model.eosTokenIds,
     tokenizer,
@@ -110,7 +113,26 @@ async function inspectModel(folder: string, flags: InspectFlags): Promise<ModelR
     }),
     layouts: degrees.map((degree) => describeLayout(model, degree, flags)),
     ...(experts && { experts }),
+    ...(unusedTensors > 0 && { unusedTensors }),
   }
+}
+
+function describeAttention(
+  attention: AttentionSpec,
+): Pick<ModelReport, 'heads' | 'kvHeads' | 'headDim' | 'latentDim'> {
+  const { heads } = attention
+  if (attention.kind === 'grouped') {
+    const { kvHeads, headDim } = attention
+    return { heads, kvHeads, headDim }
+  }
+  const { nopeDim, ropeDim, latentDim } = attention
+  return { heads, kvHeads: 1, headDim: nopeDim + ropeDim, latentDim: latentDim + ropeDim }
+}
+
+/** Tensors of layers that predict further tokens. */
+function countUnused({ spec: { unusedPrefix }, tensors }: Model): number {
+  if (unusedPrefix === undefined) return 0
+  return [...tensors.tensors.keys()].filter((name) => name.startsWith(unusedPrefix)).length
 }
 
 function formatLayouts({ layouts, maxPositions }: ModelReport): string {
@@ -132,12 +154,20 @@ function formatReport(report: ModelReport): string {
   const { layers, hiddenSize, heads, kvHeads, headDim, vocabSize, tokenizerTokens } = report
   const { experts } = report
   const isPadded = tokenizerTokens !== undefined && tokenizerTokens < vocabSize
-  const shape = `${layers} layers, hidden ${hiddenSize}, ${heads} heads, ${kvHeads} KV heads, head size ${headDim}`
+  const cached =
+    report.latentDim === undefined
+      ? `${kvHeads} KV heads`
+      : `latent vectors of ${report.latentDim} in the KV cache, on every rank`
+  const shape = `${layers} layers, hidden ${hiddenSize}, ${heads} heads, ${cached}, head size ${headDim}`
+  const unused = report.unusedTensors
   const pairs = formatPairs([
     ['architecture', report.architecture],
     ['parameters', `${formatCount(report.parameters)}, ${report.weightDtype}`],
     ['shape', shape],
     ...(experts ? [['experts', shapeOfExperts(experts)] as const] : []),
+    ...(unused === undefined
+      ? []
+      : [['left alone', `${unused} tensors of layers that predict further tokens`] as const]),
     ['vocabulary', `${vocabSize}${isPadded ? ', padded' : ''}`],
     ['context', `${report.maxPositions} tokens`],
     ['tokenizer', report.tokenizer],

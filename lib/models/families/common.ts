@@ -8,6 +8,7 @@ import type { JsonObject } from '../../weights/json.ts'
 import type { TensorIndex } from '../../weights/safetensors.ts'
 import { configError, flag, integer, number, optionalInteger, unsupported } from '../config.ts'
 import type {
+  AttentionSpec,
   DecoderSpec,
   FeedForwardSpec,
   GatedFeedForwardSpec,
@@ -90,6 +91,8 @@ export interface LayerChoices {
   readonly queryKeyNorm?: boolean | 'all'
   /** A learned logit per head in every softmax. */
   readonly sinks?: boolean
+  /** In place of grouped heads under `self_attn`. */
+  readonly attention?: AttentionSpec
   /** In place of the gated one under `mlp`. */
   readonly feedForward?: FeedForwardSpec | undefined
   readonly activation?: 'silu' | 'gelu_tanh'
@@ -112,7 +115,7 @@ export function conventionalLayer(
   const { sandwichNorms } = choices
   return {
     attentionNorm: normOf(`${base}input_layernorm`, dimensions, choices),
-    attention: attentionOf(`${base}self_attn.`, dimensions, choices),
+    attention: choices.attention ?? attentionOf(`${base}self_attn.`, dimensions, choices),
     ...(sandwichNorms && {
       postAttentionNorm: normOf(`${base}post_attention_layernorm`, dimensions, choices),
       postFeedForwardNorm: normOf(`${base}post_feedforward_layernorm`, dimensions, choices),

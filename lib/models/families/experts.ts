@@ -2,7 +2,7 @@
 
 import { MAX_CHOICES, MAX_EXPERTS } from '../../ops/experts.ts'
 import type { JsonObject } from '../../weights/json.ts'
-import { configError, integer } from '../config.ts'
+import { configError, flag, integer, number } from '../config.ts'
 import type { ExpertsSpec, LinearSpec, RoutingSpec } from '../spec.ts'
 
 export interface ExpertCounts {
@@ -74,5 +74,24 @@ export function expertsOf(
     ups: each(names.up),
     downs: each(names.down),
     ...(shared && { shared }),
+  }
+}
+
+/** DeepSeek-V3's: a group is worth its two best scores with bias; weights are scores without it. */
+export function readSigmoidRouting(
+  config: JsonObject,
+  experts: number,
+  choices: number,
+): RoutingSpec {
+  const count = integer(config, 'n_group', { min: 1, max: experts }, 1)
+  const kept = integer(config, 'topk_group', { min: 1, max: count }, count)
+  if (experts % count !== 0) throw configError(`${experts} experts in ${count} groups`)
+  if (count > 1 && experts / count < 2) throw configError('groups have fewer than two experts')
+  return {
+    score: 'sigmoid',
+    choices,
+    normalise: flag(config, 'norm_topk_prob', true),
+    scale: number(config, 'routed_scaling_factor', { min: 1e-6, max: 1e6 }, 1),
+    ...(count > 1 && { groups: { count, kept, worth: 'top2' } }),
   }
 }

@@ -3,10 +3,8 @@
  * dense first layers, rotation of half of each head. Layers that predict further tokens are left alone.
  */
 
-import type { JsonObject } from '../../weights/json.ts'
-import { configError, flag, integer, number, requireActivation } from '../config.ts'
+import { flag, integer, requireActivation } from '../config.ts'
 import { readRope } from '../rope-config.ts'
-import type { RoutingSpec } from '../spec.ts'
 import {
   conventionalDecoder,
   type Family,
@@ -14,7 +12,13 @@ import {
   isTied,
   readDimensions,
 } from './common.ts'
-import { EXPERT_KEYS, expertsOf, HUGGING_FACE_NAMES, readExpertCounts } from './experts.ts'
+import {
+  EXPERT_KEYS,
+  expertsOf,
+  HUGGING_FACE_NAMES,
+  readExpertCounts,
+  readSigmoidRouting,
+} from './experts.ts'
 
 const WIDTH = { min: 1, max: 2 ** 20 }
 
@@ -53,19 +57,4 @@ export const glm4Moe: Family = {
     const unusedPrefix = `model.layers.${dimensions.numLayers}.`
     return { spec: { ...spec, unusedPrefix }, maxPositions: dimensions.maxPositions }
   },
-}
-
-/** As DeepSeek-V3: a group is worth its two best scores with bias; weights are scores without it. */
-function readSigmoidRouting(config: JsonObject, experts: number, choices: number): RoutingSpec {
-  const count = integer(config, 'n_group', { min: 1, max: experts }, 1)
-  const kept = integer(config, 'topk_group', { min: 1, max: count }, count)
-  if (experts % count !== 0) throw configError(`${experts} experts in ${count} groups`)
-  if (count > 1 && experts / count < 2) throw configError('groups have fewer than two experts')
-  return {
-    score: 'sigmoid',
-    choices,
-    normalise: flag(config, 'norm_topk_prob', true),
-    scale: number(config, 'routed_scaling_factor', { min: 1e-6, max: 1e6 }, 1),
-    ...(count > 1 && { groups: { count, kept, worth: 'top2' } }),
-  }
 }

@@ -1,6 +1,7 @@
 /** All model families. A family is a file and a line. */
 
 import type { Family } from './common.ts'
+import { deepseekV2, deepseekV3 } from './deepseek.ts'
 import { gemma2, gemma3 } from './gemma.ts'
 import { glm4Moe } from './glm.ts'
 import { gptOss } from './gpt-oss.ts'
@@ -26,6 +27,8 @@ export const FAMILIES: readonly Family[] = [
   olmoe,
   glm4Moe,
   gptOss,
+  deepseekV2,
+  deepseekV3,
 ]
 
 /** By a name that `architectures[0]` of a config may have. */

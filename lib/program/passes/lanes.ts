@@ -3,6 +3,7 @@
  * short ones between matmuls to the matmuls' lane, where they do not queue behind another part's attention.
  */
 
+import { ATTENTION_KINDS } from '../../ops/index.ts'
 import type { Lane, Program, ProgramOp } from '../types.ts'
 
 /**
@@ -16,6 +17,6 @@ export const LANE_MODES: readonly LaneMode[] = ['all', 'attention', 'network']
 export function assignLanes(program: Program, mode: LaneMode = 'all'): Program {
   if (mode === 'all') return program
   const laneOf = ({ kind, lane }: ProgramOp): Lane =>
-    lane === 'memory' && (mode === 'network' || kind !== 'attention') ? 'compute' : lane
+    lane === 'memory' && (mode === 'network' || !ATTENTION_KINDS.has(kind)) ? 'compute' : lane
   return { ...program, ops: program.ops.map((op) => ({ ...op, lane: laneOf(op) })) }
 }

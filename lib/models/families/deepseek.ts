@@ -1,0 +1,212 @@
+/**
+ * DeepSeek-V2 and V3: multi-head latent attention, dense first layers, then experts from the best
+ * groups beside a shared one. V2 scores by softmax; V3 by sigmoid with a bias for the choice. Layers
+ * that predict further tokens are left alone.
+ */
+
+import type { JsonObject } from '../../weights/json.ts'
+import { quote } from '../../weights/safetensors.ts'
+import {
+  configError,
+  flag,
+  integer,
+  number,
+  optionalInteger,
+  optionalNumber,
+  optionalObject,
+  optionalString,
+  requireActivation,
+  unsupported,
+} from '../config.ts'
+import { readRope } from '../rope-config.ts'
+import type { ExpertsSpec, LatentAttentionSpec, RoutingSpec } from '../spec.ts'
+import {
+  conventionalDecoder,
+  type Dimensions,
+  type Family,
+  type FamilyModel,
+  feedForwardOf,
+  isTied,
+  readDimensions,
+} from './common.ts'
+import {
+  EXPERT_KEYS,
+  expertsOf,
+  HUGGING_FACE_NAMES,
+  readExpertCounts,
+  readSigmoidRouting,
+} from './experts.ts'
+
+const WIDTH = { min: 1, max: 2 ** 20 }
+const HEAD = { min: 1, max: 4096 }
+const FACTOR = { min: 1e-6, max: 1e6 }
+/** Of the norms inside attention, whatever rms_norm_eps is. */
+const LATENT_EPS = 1e-6
+const IMPLEMENTS = [...EXPERT_KEYS, 'kv_lora_rank', 'rope_interleave']
+
+/** Routing of the layer whose router's tensors begin with `router`. */
+type ReadRouting = (
+  config: JsonObject,
+  experts: number,
+  choices: number,
+) => (router: string) => RoutingSpec
+
+export const deepseekV2: Family = {
+  architectures: ['DeepseekV2ForCausalLM'],
+  implements: IMPLEMENTS,
+  describe: (config) => describe(config, readSoftmaxRouting),
+}
+
+export const deepseekV3: Family = {
+  architectures: ['DeepseekV3ForCausalLM'],
+  implements: IMPLEMENTS,
+  describe: (config) =>
+    describe(config, (config, experts, choices) => {
+      requireChoice(config, 'scoring_func', ['sigmoid'])
+      requireChoice(config, 'topk_method', ['noaux_tc'])
+      const routing = readSigmoidRouting(config, experts, choices)
+      return (router) => ({ ...routing, bias: `${router}.e_score_correction_bias` })
+    }),
+}
+
+function describe(config: JsonObject, readRouting: ReadRouting): FamilyModel {
+  requireActivation(config, 'hidden_act', ['silu'])
+  if (flag(config, 'attention_bias', false)) {
+    throw unsupported('attention_bias = true is not supported with latent attention')
+  }
+  const ropeDim = integer(config, 'qk_rope_head_dim', HEAD, 64)
+  const dimensions = readDimensions(config, {
+    eps: 1e-6,
+    headDim: ropeDim,
+    maxPositions: 4096,
+  })
+  const rope = readRope(config, { ...dimensions, headDim: ropeDim, defaultTheta: 10_000 })
+  const attention = readLatentAttention(config, dimensions, ropeDim)
+  const sparse = readSparseLayers(config, dimensions, readRouting)
+  const spec = conventionalDecoder(dimensions, {
+    ropes: [rope],
+    layerChoices: (layer) => ({
+      rope: 0,
+      attention: attention(`model.layers.${layer}.self_attn.`),
+      feedForward: sparse(layer),
+    }),
+    tied: isTied(config, false),
+  })
+  const unusedPrefix = `model.layers.${dimensions.numLayers}.`
+  return { spec: { ...spec, unusedPrefix }, maxPositions: dimensions.maxPositions }
+}
+
+/** Attention of the layer whose tensors begin with `base`. */
+function readLatentAttention(
+  config: JsonObject,
+  { heads, kvHeads }: Dimensions,
+  ropeDim: number,
+): (base: string) => LatentAttentionSpec {
+  if (kvHeads !== heads) {
+    throw unsupported(`${kvHeads} KV heads; latent attention has as many as heads`)
+  }
+  const nopeDim = integer(config, 'qk_nope_head_dim', HEAD, 128)
+  const latentDim = integer(config, 'kv_lora_rank', HEAD, 512)
+  const queryDim = optionalInteger(config, 'q_lora_rank', WIDTH)
+  const named = (name: string) => ({ tensor: `${name}.weight` })
+  return (base) => ({
+    kind: 'latent',
+    heads,
+    nopeDim,
+    ropeDim,
+    valueDim: integer(config, 'v_head_dim', HEAD, 128),
+    latentDim,
+    scale: (nopeDim + ropeDim) ** -0.5 * longContextScale(config),
+    rope: 0,
+    interleaved: flag(config, 'rope_interleave', true),
+    query: named(`${base}${queryDim === undefined ? 'q_proj' : 'q_b_proj'}`),
+    ...(queryDim !== undefined && {
+      queryDown: {
+        linear: named(`${base}q_a_proj`),
+        norm: { ...named(`${base}q_a_layernorm`), eps: LATENT_EPS },
+        size: queryDim,
+      },
+    }),
+    latent: named(`${base}kv_a_proj_with_mqa`),
+    latentNorm: { ...named(`${base}kv_a_layernorm`), eps: LATENT_EPS },
+    keyValue: `${base}kv_b_proj.weight`,
+    output: named(`${base}o_proj`),
+  })
+}
+
+/**
+ * What scores are multiplied with beyond the usual: the square of YaRN's attention factor for
+ * `mscale_all_dim`, which in other models is part of cosines and sines.
+ */
+function longContextScale(config: JsonObject): number {
+  const settings =
+    optionalObject(config, 'rope_scaling') ?? optionalObject(config, 'rope_parameters')
+  const kind =
+    settings && (optionalString(settings, 'rope_type') ?? optionalString(settings, 'type'))
+  if (settings === undefined || kind !== 'yarn') return 1
+  const scale = optionalNumber(settings, 'mscale_all_dim', { min: 0, max: 1e3 }) ?? 0
+  const factor = number(settings, 'factor', FACTOR, 1)
+  return factor <= 1 ? 1 : (0.1 * scale * Math.log(factor) + 1) ** 2
+}
+
+/** The experts of a layer, or undefined for one that is dense. */
+function readSparseLayers(
+  config: JsonObject,
+  { numLayers }: Dimensions,
+  readRouting: ReadRouting,
+): (layer: number) => ExpertsSpec | undefined {
+  const { experts, choices } = readExpertCounts(config)
+  const routing = readRouting(config, experts, choices)
+  const intermediateSize = integer(config, 'moe_intermediate_size', WIDTH)
+  const numShared = optionalInteger(config, 'n_shared_experts', { min: 0, max: 64 }) ?? 0
+  const firstSparse = integer(config, 'first_k_dense_replace', { min: 0, max: numLayers }, 0)
+  const every = integer(config, 'moe_layer_freq', { min: 1, max: numLayers }, 1)
+  return (layer) => {
+    if (layer < firstSparse || layer % every !== 0) return undefined
+    const base = `model.layers.${layer}.mlp.`
+    const sharedSize = { intermediateSize: intermediateSize * numShared }
+    return expertsOf(base, experts, {
+      names: HUGGING_FACE_NAMES,
+      intermediateSize,
+      routing: routing(`${base}gate`),
+      ...(numShared > 0 && {
+        shared: { feedForward: feedForwardOf(`${base}shared_experts.`, sharedSize, {}) },
+      }),
+    })
+  }
+}
+
+/** V2: a group is worth its best score; weights are not normalised. */
+function readSoftmaxRouting(config: JsonObject, experts: number, choices: number) {
+  requireChoice(config, 'scoring_func', ['softmax'])
+  const methods = ['greedy', 'group_limited_greedy'] as const
+  const method = requireChoice(config, 'topk_method', methods) ?? 'greedy'
+  if (flag(config, 'norm_topk_prob', false)) {
+    // Published code disagrees on whether the scaling factor then applies.
+    throw unsupported('norm_topk_prob = true is not supported for this architecture')
+  }
+  const count = integer(config, 'n_group', { min: 1, max: experts }, 1)
+  const kept = integer(config, 'topk_group', { min: 1, max: count }, count)
+  if (experts % count !== 0) throw configError(`${experts} experts in ${count} groups`)
+  const limited = method === 'group_limited_greedy' && count > 1
+  const routing: RoutingSpec = {
+    score: 'softmax',
+    choices,
+    scale: number(config, 'routed_scaling_factor', FACTOR, 1),
+    ...(limited && { groups: { count, kept, worth: 'max' } }),
+  }
+  return () => routing
+}
+
+/** ERR_UNSUPPORTED_MODEL where the config names something else than `choices`. */
+function requireChoice(
+  config: JsonObject,
+  key: string,
+  choices: readonly string[],
+): string | undefined {
+  const value = optionalString(config, key)
+  if (value !== undefined && !choices.includes(value)) {
+    throw unsupported(`${key} ${quote(value)} is not supported; supported: ${choices.join(', ')}`)
+  }
+  return value
+}
