@@ -42,6 +42,8 @@ export interface ErrorDetails {
   /** Label of the op, as `nanoweave plan` prints it. */
   readonly op?: string
   readonly step?: number
+  /** The part of a request that is wrong, as its sender calls it. */
+  readonly param?: string
   readonly cause?: unknown
 }
 
@@ -50,6 +52,7 @@ export class EngineError extends Error {
   readonly rank?: number
   readonly op?: string
   readonly step?: number
+  readonly param?: string
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause })
@@ -58,5 +61,6 @@ export class EngineError extends Error {
     if (details.rank !== undefined) this.rank = details.rank
     if (details.op !== undefined) this.op = details.op
     if (details.step !== undefined) this.step = details.step
+    if (details.param !== undefined) this.param = details.param
   }
 }

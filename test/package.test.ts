@@ -188,6 +188,32 @@ describe('installed with no compiler', () => {
     expect(texts[1]).toBe(texts[0])
   })
 
+  it('both entries follow a schema: the worker that writes it is found', () => {
+    const source = `
+      const folder = require('node:path').join(__dirname, 'node_modules/nanoweave/models/tiny-dense')
+      const schema = { type: 'object', properties: { a: { type: 'boolean' } }, required: ['a'] }
+      const codes = []
+      async function ask({ Engine }) {
+        const engine = await Engine.load(folder, { threads: 1 })
+        try {
+          const { text } = await engine.complete({ prompt: 'A', maxTokens: 40, grammar: { schema } })
+          const wrong = { prompt: 'A', grammar: { schema: { not: {} } } }
+          await engine.complete(wrong).catch((error) => codes.push(error.code))
+          return typeof JSON.parse(text).a
+        } finally {
+          await engine.close()
+        }
+      }
+      async function main() {
+        const types = [await ask(require('nanoweave')), await ask(await import('nanoweave'))]
+        console.log(JSON.stringify({ types, codes }))
+      }
+      main()`
+    const { types, codes } = node(source, 'commonjs') as { types: string[]; codes: string[] }
+    expect(types).toEqual(['boolean', 'boolean'])
+    expect(codes).toEqual(['ERR_USAGE', 'ERR_USAGE'])
+  })
+
   it('the command runs', () => {
     const main = join(project, 'node_modules', 'nanoweave', 'dist', 'cli', 'main.js')
     const output = run(join(bare.PATH!, 'node'), [main, 'doctor', '--json'], project, bare)

@@ -195,6 +195,17 @@ name ::= [A-Z] [a-z]{2,6}`
     expect(logprobs![0]!.logprob).toBeLessThan(logprobs![0]!.top[0]!.logprob)
   })
 
+  test('what cannot be put to a worker is refused, and a refusal costs no worker', async () => {
+    const cycle: Record<string, unknown> = {}
+    cycle.properties = { cycle }
+    const deep = JSON.parse(`${'{"items":'.repeat(5000)}{}${'}'.repeat(5000)}`)
+    for (const schema of [cycle, deep, { enum: [1n] }, () => true, Symbol('x')])
+      expect(await codeOf(complete({ schema }))).toBe('ERR_USAGE')
+    expect(await codeOf(complete({ regex: 5 } as never))).toBe('ERR_USAGE')
+    expect(await codeOf(complete({ ebnf: '' }))).toBe('ERR_USAGE')
+    expect((await complete({ regex: 'after' })).text).toBe('after')
+  })
+
   test.each<[string, GrammarSpec]>([
     ['an unclosed group', { regex: '(a' }],
     ['look-ahead', { regex: 'a(?=b)' }],

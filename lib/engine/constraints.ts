@@ -1,7 +1,7 @@
 /** Constraints: opens the grammars of requests. Its worker threads start with the first of them. */
 
 import { EngineError } from '../errors.ts'
-import { readGrammar } from '../grammar/grammar.ts'
+import { type Grammar, readGrammar } from '../grammar/grammar.ts'
 import { GrammarPool } from '../grammar/pool.ts'
 import type { Sequence } from '../scheduler/sequence.ts'
 import type { EngineParts } from './assemble.ts'
@@ -23,19 +23,20 @@ export class Constraints {
     this.#onReleased = onReleased
   }
 
-  /**
-   * What holds the request's output to its grammar; undefined without one. ERR_USAGE for a grammar
-   * that cannot be used. `onError`: the output cannot be held to it any further.
-   */
-  async open(
-    request: GenerateRequest,
-    onError: (error: EngineError) => void,
-  ): Promise<Constraint | undefined> {
-    const { grammar, minTokens, ignoreEos } = request
+  /** The request's grammar; undefined without one. ERR_USAGE where its form or other options rule it out. */
+  read({ grammar, minTokens, ignoreEos }: GenerateRequest): Grammar | undefined {
     if (grammar === undefined) return undefined
     if ((minTokens ?? 0) > 0) throw contradiction('minTokens')
     if (ignoreEos === true) throw contradiction('ignoreEos')
-    const matcher = await this.#openPool().open(readGrammar(grammar), onError)
+    return readGrammar(grammar)
+  }
+
+  /**
+   * What holds an output to its grammar. ERR_USAGE for one that cannot be used. `onError`: the output
+   * cannot be held to it any further.
+   */
+  async open(grammar: Grammar, onError: (error: EngineError) => void): Promise<Constraint> {
+    const matcher = await this.#openPool().open(grammar, onError)
     return { matcher, onReleased: this.#onReleased }
   }
 

@@ -5,6 +5,7 @@
  */
 
 import { EngineError } from '../errors.ts'
+import type { Grammar } from '../grammar/grammar.ts'
 import { createForkGroup } from '../scheduler/sequence.ts'
 import type { Constraints } from './constraints.ts'
 import { RequestControl } from './control.ts'
@@ -107,12 +108,18 @@ export class Generation {
     control.throwIfStopped()
     const tokens = await promptTokens(this.#request)
     control.throwIfStopped()
-    // One after another: the first compiles the grammar, the others find it.
+    const grammar = constraints.read(this.#request)
+    if (grammar !== undefined) await this.#holdTo(grammar)
+    this.#queue(tokens, arrivalMs)
+  }
+
+  /** One after another: the first compiles the grammar, the others find it. */
+  async #holdTo(grammar: Grammar): Promise<void> {
     for (const output of this.#outputs) {
       if (output.isEnded) continue
-      output.hold(await constraints.open(this.#request, (error) => output.fail(error)))
+      const { constraints } = this.#context
+      output.hold(await constraints.open(grammar, (error) => output.fail(error)))
     }
-    this.#queue(tokens, arrivalMs)
   }
 
   /** All outputs that are still wanted, or none. */
@@ -180,9 +187,9 @@ class Output implements GenerateSink {
     return this.#constraint
   }
 
-  /** It will follow the constraint, if there is one and somebody wants it still. */
-  hold(constraint: Constraint | undefined): void {
-    if (this.#isEnded) constraint?.matcher.close()
+  /** It will follow the constraint, if somebody wants it still. */
+  hold(constraint: Constraint): void {
+    if (this.#isEnded) constraint.matcher.close()
     else this.#constraint = constraint
   }
 

@@ -12,6 +12,7 @@ import {
   literalOf,
   normalize,
 } from './characters.ts'
+import type { Draft, Unwritten } from './draft.ts'
 import { grammarProblem } from './problem.ts'
 
 /** Rules that stand in a grammar once something names them. */
@@ -39,8 +40,17 @@ const MAX_CHARACTERS = 4 << 20
 
 export class GrammarBuilder {
   readonly #rules = new Map<string, string>()
+  readonly #unwritten: Unwritten[] = []
   #numCharacters = 0
   #next = 0
+
+  /** Goes on where a draft ends; what is unwritten in it is for the caller to define. */
+  static resume({ rules, numNames }: Draft): GrammarBuilder {
+    const builder = new GrammarBuilder()
+    for (const [name, body] of rules) builder.define(name, body)
+    builder.#next = numNames
+    return builder
+  }
 
   /** Defines a shared rule and those it names; returns its name. */
   shared(name: string): string {
@@ -69,6 +79,16 @@ export class GrammarBuilder {
     this.#add(name, body)
   }
 
+  /** A rule for JSON that validates against `schema`, written later; see Unwritten. */
+  schema(schema: unknown, param?: string): string {
+    return this.#later({ schema, ...(param !== undefined && { param }) })
+  }
+
+  /** A rule for texts that `regex` matches as a whole, written later. */
+  pattern(regex: string, param?: string): string {
+    return this.#later({ regex, ...(param !== undefined && { param }) })
+  }
+
   literal(text: string): string {
     return literalOf(text)
   }
@@ -87,6 +107,22 @@ export class GrammarBuilder {
   text(root: string): string {
     const rules = [...this.#rules].map(([name, body]) => `${name} ::= ${body}`)
     return [...rules, `root ::= ${root}\n`].join('\n')
+  }
+
+  /** What there is so far, for another builder to go on with. */
+  draft(root: string): Draft {
+    return {
+      rules: [...this.#rules],
+      numNames: this.#next,
+      unwritten: [...this.#unwritten],
+      root,
+    }
+  }
+
+  #later(part: Omit<Unwritten, 'name'>): string {
+    const name = this.reserve()
+    this.#unwritten.push({ name, ...part })
+    return name
   }
 
   #add(name: string, body: string): void {

@@ -1,9 +1,9 @@
-/** What a request may ask its output to follow, and the EBNF that says so. */
+/** What a request may ask its output to follow, and how it is put to the workers that write and compile it. */
 
 import { GrammarBuilder } from './builder.ts'
-import { addSchema } from './json-schema.ts'
+import type { Draft } from './draft.ts'
 import { grammarProblem } from './problem.ts'
-import { plainText, regexExpression } from './regex.ts'
+import type { GrammarSource } from './write-grammar.ts'
 
 /** Exactly one of `json`, `schema`, `regex`, `ebnf`. */
 export interface GrammarSpec {
@@ -15,25 +15,30 @@ export interface GrammarSpec {
   readonly regex?: string
   /** Text that the rule `root` of this grammar describes, in xgrammar's (GBNF's) notation. */
   readonly ebnf?: string
+  /** @internal Rules and schemas of several parts of a request, as the server puts them together. */
+  readonly draft?: Draft
   /** Special tokens that may stand in the text, by their spelling; the others never come. */
   readonly specialTokens?: readonly string[]
+  /** @internal What the request's sender calls it, for errors. */
+  readonly param?: string
 }
 
 const FORMS = ['json', 'schema', 'regex', 'ebnf'] as const
-const MAX_EBNF = 256 << 10
-const MAX_NESTING = 64
 const MAX_SPECIAL_TOKENS = 64
 
-/** The grammar of a request, checked. ERR_USAGE says what cannot be used. */
+/** The grammar of a request, its form checked; what it says is checked where it is written. */
 export interface Grammar {
-  readonly ebnf: string
+  /** A GrammarSource as JSON. */
+  readonly source: string
   readonly specialTokens: readonly string[]
+  readonly param?: string
 }
 
+/** ERR_USAGE says what cannot be used. */
 export function readGrammar(spec: GrammarSpec): Grammar {
   if (typeof spec !== 'object' || spec === null)
     throw grammarProblem(`grammar must be an object with one of ${FORMS.join(', ')}`)
-  const given = FORMS.filter((form) => spec[form] !== undefined)
+  const given = [...FORMS, 'draft' as const].filter((form) => spec[form] !== undefined)
   if (given.length !== 1)
     throw grammarProblem(`grammar must have exactly one of ${FORMS.join(', ')}`)
   const specialTokens = spec.specialTokens ?? []
@@ -43,43 +48,38 @@ export function readGrammar(spec: GrammarSpec): Grammar {
     !specialTokens.every((token) => typeof token === 'string' && token !== '')
   )
     throw grammarProblem(`specialTokens must be up to ${MAX_SPECIAL_TOKENS} texts`)
-  return { ebnf: ebnfOf(spec), specialTokens: [...new Set(specialTokens)].sort() }
+  return {
+    source: jsonOf(sourceOf(spec)),
+    specialTokens: [...new Set(specialTokens)].sort(),
+    ...(spec.param !== undefined && { param: spec.param }),
+  }
 }
 
-function ebnfOf({ json, schema, regex, ebnf }: GrammarSpec): string {
+function sourceOf({ json, schema, regex, ebnf, draft }: GrammarSpec): GrammarSource {
+  if (draft !== undefined) return { draft }
+  if (ebnf !== undefined) {
+    if (typeof ebnf !== 'string' || ebnf.trim() === '')
+      throw grammarProblem('ebnf must be a text with rules like: root ::= "yes" | "no"')
+    return { ebnf }
+  }
   const builder = new GrammarBuilder()
-  if (ebnf !== undefined) return checkEbnf(ebnf)
   if (regex !== undefined) {
     if (typeof regex !== 'string') throw grammarProblem('regex must be a text')
-    return builder.text(regexExpression(regex, plainText))
+    return { draft: builder.draft(builder.pattern(regex)) }
   }
   if (json !== undefined) {
     if (json !== true) throw grammarProblem('json must be true')
-    return builder.text(builder.shared('json_object'))
+    return { draft: builder.draft(builder.shared('json_object')) }
   }
-  return builder.text(addSchema(builder, schema))
+  return { draft: builder.draft(builder.schema(schema)) }
 }
 
-/** Comments, texts and classes whole; any other character. */
-const EBNF_TOKEN = /#[^\n]*|"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|[\s\S]/g
-/** xgrammar takes classes for bytes. */
-const BEYOND_ASCII = /[^\0-\x7f]|\\(?:x[89a-fA-F]|u(?!00[0-7])|U(?!000000[0-7]))/
-
-function checkEbnf(ebnf: unknown): string {
-  if (typeof ebnf !== 'string' || ebnf.trim() === '')
-    throw grammarProblem('ebnf must be a text with rules like: root ::= "yes" | "no"')
-  if (ebnf.length > MAX_EBNF)
-    throw grammarProblem(`the grammar has more than ${MAX_EBNF} characters`)
-  let depth = 0
-  for (const [token] of ebnf.matchAll(EBNF_TOKEN)) {
-    if (token === '(') depth++
-    else if (token === ')') depth--
-    if (depth > MAX_NESTING)
-      throw grammarProblem(`the grammar has groups nested more than ${MAX_NESTING} deep`)
-    if (token.startsWith('[') && BEYOND_ASCII.test(token))
-      throw grammarProblem(
-        `the class ${token.slice(0, 40)} has characters beyond ASCII; write them as texts: "é" | "ü"`,
-      )
+function jsonOf(source: GrammarSource): string {
+  try {
+    return JSON.stringify(source)
+  } catch (cause) {
+    throw grammarProblem(
+      `the schema must be plain JSON: ${(cause as Error).message.split('\n')[0]}`,
+    )
   }
-  return ebnf
 }

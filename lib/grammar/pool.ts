@@ -1,23 +1,25 @@
 /**
- * GrammarPool: worker threads that compile grammars and follow outputs through them. Compiling may
+ * GrammarPool: worker threads that write and compile grammars and follow outputs through them. That may
  * take long or never end, so it happens only in a worker that follows nothing; one that takes too
  * long, too much memory or aborts is ended and replaced. A compiled grammar stays in its worker for
  * further requests, up to a number of them, least recently used first out.
  */
 
 import { createHash } from 'node:crypto'
-import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { EngineError } from '../errors.ts'
 import type { Grammar } from './grammar.ts'
+import type { Answer, WorkerData, WorkerMessage, WorkerRequest } from './messages.ts'
 import { grammarProblem } from './problem.ts'
 import type { Matcher, Vocabulary } from './types.ts'
+import { findWorkerCode } from './worker-code.ts'
 
 export interface GrammarPoolOptions {
   readonly vocabulary: Vocabulary
   /** Columns of the logits. */
   readonly vocabSize: number
   readonly maxWorkers?: number
+  /** For writing a grammar, and for compiling it. */
   readonly compileTimeoutMs?: number
   /** For one batch of tokens. */
   readonly matchTimeoutMs?: number
@@ -63,12 +65,15 @@ export class GrammarPool {
    */
   async open(grammar: Grammar, onError: (error: EngineError) => void): Promise<Matcher> {
     const key = createHash('sha256')
-      .update(JSON.stringify([grammar.ebnf, grammar.specialTokens]))
+      .update(JSON.stringify(grammar.specialTokens))
+      .update(grammar.source)
       .digest('base64')
     const worker = await this.#workerFor(key)
     try {
       if (!worker.knows(key)) await worker.compile(key, grammar)
       return await worker.follow(key, onError)
+    } catch (error) {
+      throw withParam(error, grammar.param)
     } finally {
       worker.unreserve()
       this.#serveWaiting()
@@ -171,13 +176,14 @@ class GrammarWorker {
   constructor(options: GrammarPoolOptions, events: WorkerEvents) {
     this.#options = options
     this.#events = events
-    this.#thread = new Worker(fileURLToPath(new URL('./grammar-worker.js', import.meta.url)), {
-      workerData: {
-        vocabulary: options.vocabulary,
-        vocabSize: options.vocabSize,
-        maxMemoryBytes: MAX_MEMORY_BYTES,
-        maxCached: MAX_CACHED,
-      },
+    const workerData: WorkerData = {
+      vocabulary: options.vocabulary,
+      vocabSize: options.vocabSize,
+      maxMemoryBytes: MAX_MEMORY_BYTES,
+      maxCached: MAX_CACHED,
+    }
+    this.#thread = new Worker(findWorkerCode(), {
+      workerData,
       // What comes with Node's own command line is not for this thread.
       execArgv: ['--no-warnings'],
       resourceLimits: { maxOldGenerationSizeMb: 512 },
@@ -213,12 +219,10 @@ class GrammarWorker {
     const { compileTimeoutMs = COMPILE_TIMEOUT_MS } = this.#options
     this.#prepared ??= this.#ask({ type: 'prepare' }, PREPARE_TIMEOUT_MS, 'reading the vocabulary')
     await this.#prepared
-    const { ebnf, specialTokens: visible } = grammar
-    await this.#ask(
-      { type: 'compile', key, ebnf, visible },
-      compileTimeoutMs,
-      'compiling the grammar',
-    )
+    const { source, specialTokens: visible } = grammar
+    await this.#ask({ type: 'write', source }, compileTimeoutMs, 'reading the grammar')
+    const request = { type: 'compile', key, visible } as const
+    await this.#ask(request, compileTimeoutMs, 'compiling the grammar')
   }
 
   /** Begins an output; the matcher's mask is that of the first token. */
@@ -229,7 +233,7 @@ class GrammarWorker {
     const buffer = new SharedArrayBuffer(4 * words)
     await new Promise<void>((resolve, reject) => {
       this.#followed.set(id, { onError: reject, onReady: resolve })
-      this.#thread.postMessage({ type: 'start', id, key, buffer })
+      this.#tell({ type: 'start', id, key, buffer })
       this.#watchBatch()
     })
     const following: Following = { onError, onReady: undefined }
@@ -242,7 +246,7 @@ class GrammarWorker {
       },
       close: () => {
         if (!this.#followed.delete(id) || this.#isEnded) return
-        this.#thread.postMessage({ type: 'close', id })
+        this.#tell({ type: 'close', id })
         if (this.isIdle) this.#events.onIdle()
       },
     }
@@ -263,7 +267,11 @@ class GrammarWorker {
     await this.#thread.terminate()
   }
 
-  #ask(request: object, timeoutMs: number, what: string): Promise<void> {
+  #tell(request: WorkerRequest): void {
+    this.#thread.postMessage(request)
+  }
+
+  #ask(request: WorkerRequest, timeoutMs: number, what: string): Promise<void> {
     if (this.#isEnded) return Promise.reject(internalError('its thread ended'))
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
@@ -283,7 +291,7 @@ class GrammarWorker {
           reject(error)
         },
       }
-      this.#thread.postMessage(request)
+      this.#tell(request)
     })
   }
 
@@ -296,7 +304,7 @@ class GrammarWorker {
       const tokens = this.#tokens
       this.#tokens = []
       if (this.#isEnded) return
-      this.#thread.postMessage({ type: 'accept', tokens })
+      this.#tell({ type: 'accept', tokens })
       this.#watchBatch()
     })
   }
@@ -316,6 +324,7 @@ class GrammarWorker {
   #onMessage(message: WorkerMessage): void {
     switch (message.type) {
       case 'prepared':
+      case 'written':
         this.#answer?.resolve()
         break
       case 'compiled':
@@ -325,13 +334,16 @@ class GrammarWorker {
       case 'answers':
         this.#onAnswers(message.answers)
         break
+      case 'refused':
+        this.#answer?.reject(grammarProblem(message.message, message.param))
+        break
       case 'failed':
         // An aborted module is of no use any more.
         void this.end(grammarProblem(`the grammar cannot be used: ${reasonOf(message)}`))
     }
   }
 
-  #onAnswers(answers: readonly (readonly [id: number, state: string])[]): void {
+  #onAnswers(answers: readonly Answer[]): void {
     this.#batchesInFlight--
     clearTimeout(this.#watch)
     this.#watch = undefined
@@ -351,11 +363,11 @@ class GrammarWorker {
   }
 }
 
-type WorkerMessage =
-  | { readonly type: 'prepared' }
-  | { readonly type: 'compiled'; readonly keys: readonly string[] }
-  | { readonly type: 'answers'; readonly answers: readonly (readonly [number, string])[] }
-  | { readonly type: 'failed'; readonly said: readonly string[]; readonly error: string }
+/** What is wrong is the grammar as a whole, where nothing in it has been named. */
+function withParam(error: unknown, param: string | undefined): unknown {
+  if (!(error instanceof EngineError) || error.code !== 'ERR_USAGE') return error
+  return error.param === undefined ? grammarProblem(error.message, param) : error
+}
 
 /** What the library said last, without where in its sources it stood. */
 function reasonOf({ said, error }: { said: readonly string[]; error: string }): string {

@@ -82,7 +82,8 @@ export function toApiError(error: unknown): ApiError {
   const requestCode = REQUEST_CODES[error.code]
   if (requestCode !== undefined) {
     // The engine names its own option; clients know it by the interface's name.
-    return badRequest(requestCode, error.message.replace(/\bmaxTokens\b/g, 'max_tokens'))
+    const message = error.message.replace(/\bmaxTokens\b/g, 'max_tokens')
+    return badRequest(requestCode, message, error.param)
   }
   switch (error.code) {
     case 'ERR_QUEUE_FULL':

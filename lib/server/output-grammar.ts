@@ -3,13 +3,7 @@
  * the guided_* extras, a tool_choice that forces a call, tools that are strict.
  */
 
-import {
-  addSchema,
-  GrammarBuilder,
-  type GrammarSpec,
-  plainText,
-  regexExpression,
-} from '../grammar/index.ts'
+import { GrammarBuilder, type GrammarSpec } from '../grammar/index.ts'
 import { badRequest } from './api-error.ts'
 import type { ChatBody, SamplingBody, ToolBody } from './schema/bodies.ts'
 import { THINK_CLOSE, THINK_OPEN, type ToolFormat } from './tools/index.ts'
@@ -29,10 +23,13 @@ function guided(body: SamplingBody): Wanted[] {
   const { guided_json: json, guided_regex: regex, guided_grammar: ebnf, guided_choice } = body
   if (json !== undefined && json !== null) {
     const schema = typeof json === 'string' ? parseSchema(json) : json
-    wanted.push({ param: 'guided_json', add: (builder) => addSchema(builder, schema) })
+    const param = 'guided_json'
+    wanted.push({ param, add: (builder) => builder.schema(schema, param) })
   }
-  if (typeof regex === 'string')
-    wanted.push({ param: 'guided_regex', add: () => regexExpression(regex, plainText) })
+  if (typeof regex === 'string') {
+    const param = 'guided_regex'
+    wanted.push({ param, add: (builder) => builder.pattern(regex, param) })
+  }
   if (Array.isArray(guided_choice)) {
     const add: AddAnswer = (builder) =>
       guided_choice.map((choice: string) => builder.literal(choice)).join(' | ')
@@ -62,7 +59,7 @@ function responseFormat({ response_format: format }: ChatBody): Wanted[] {
       const schema = format?.json_schema?.schema
       if (schema === undefined)
         throw badRequest('invalid_value', 'response_format has no json_schema.schema', param)
-      return [{ param, add: (builder) => addSchema(builder, schema) }]
+      return [{ param, add: (builder) => builder.schema(schema, param) }]
     }
     default:
       throw badRequest(
@@ -85,7 +82,10 @@ function onlyOne(wanted: readonly Wanted[]): Wanted | undefined {
 export function textGrammar(body: SamplingBody): GrammarSpec | undefined {
   const wanted = onlyOne(guided(body))
   if (wanted === undefined) return undefined
-  return wanted.ebnf === undefined ? specOf((builder) => wanted.add!(builder), []) : wanted
+  const { param, ebnf } = wanted
+  return ebnf === undefined
+    ? specOf((builder) => wanted.add!(builder), { param, specialTokens: [] })
+    : { ebnf, param }
 }
 
 export interface ChatGrammarContext {
@@ -96,7 +96,7 @@ export interface ChatGrammarContext {
   readonly reasoning: 'none' | 'possible' | 'open'
 }
 
-/** Of a chat completion. ERR_USAGE or ApiError when it cannot be followed. */
+/** Of a chat completion. ApiError where the body contradicts itself. */
 export function chatGrammar(body: ChatBody, context: ChatGrammarContext): GrammarSpec | undefined {
   const { format, tools, reasoning } = context
   const wanted = onlyOne([...responseFormat(body), ...guided(body)])
@@ -104,7 +104,7 @@ export function chatGrammar(body: ChatBody, context: ChatGrammarContext): Gramma
   if (wanted?.ebnf !== undefined) {
     if (forced !== undefined)
       throw badRequest('invalid_value', 'guided_grammar excludes a forced call', 'tool_choice')
-    return { ebnf: wanted.ebnf }
+    return { ebnf: wanted.ebnf, param: wanted.param }
   }
   const isStrict = tools.some((tool) => tool.function.strict === true)
   const offersCalls =
@@ -114,27 +114,36 @@ export function chatGrammar(body: ChatBody, context: ChatGrammarContext): Gramma
     ...(format?.markers ?? []),
     ...(reasoning === 'none' ? [] : [THINK_OPEN, THINK_CLOSE]),
   ]
-  return specOf((builder) => {
-    const answer = wanted?.add?.(builder)
-    if (!offersCalls || format === undefined)
-      return withReasoning(builder, format?.addAnswer?.(builder, answer!) ?? answer!, reasoning)
-    const calls = (forced ?? tools).map(({ function: { name, parameters } }) => ({
-      name,
-      ...(parameters !== null && parameters !== undefined && { parameters }),
-    }))
-    const otherwise = answer === undefined ? 'text' : { expression: answer }
-    const root = format.addRules(builder, {
-      calls,
-      isParallel: body.parallel_tool_calls !== false && !isNamed(body),
-      ...(forced === undefined && { otherwise }),
-    })
-    return withReasoning(builder, root, reasoning)
-  }, markers)
+  const param = wanted?.param ?? 'tools'
+  return specOf(
+    (builder) => {
+      const answer = wanted?.add?.(builder)
+      if (!offersCalls || format === undefined)
+        return withReasoning(builder, format?.addAnswer?.(builder, answer!) ?? answer!, reasoning)
+      const calls = (forced ?? tools).map((tool) => {
+        const { name, parameters } = tool.function
+        return {
+          name,
+          param: `tools[${tools.indexOf(tool)}].function.parameters`,
+          ...(parameters !== null && parameters !== undefined && { parameters }),
+        }
+      })
+      const otherwise = answer === undefined ? 'text' : { expression: answer }
+      const root = format.addRules(builder, {
+        calls,
+        isParallel: body.parallel_tool_calls !== false && !isNamed(body),
+        ...(forced === undefined && { otherwise }),
+      })
+      return withReasoning(builder, root, reasoning)
+    },
+    { param, specialTokens: markers },
+  )
 }
 
-function specOf(add: AddAnswer, specialTokens: readonly string[]): GrammarSpec {
+/** Schemas and patterns are only named here: the engine's workers write them. */
+function specOf(add: AddAnswer, rest: Pick<GrammarSpec, 'param' | 'specialTokens'>): GrammarSpec {
   const builder = new GrammarBuilder()
-  return { ebnf: builder.text(add(builder)), specialTokens }
+  return { draft: builder.draft(add(builder)), ...rest }
 }
 
 function isNamed({ tool_choice: choice }: ChatBody): boolean {

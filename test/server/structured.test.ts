@@ -228,6 +228,38 @@ describe('extras', () => {
     expect(json.choices[0].finish_reason).toBe('length')
   })
 
+  it('what cannot be followed is named, before any token', async () => {
+    const schema = { type: 'object', properties: { a: { type: 'integer', multipleOf: 3 } } }
+    const format = { type: 'json_schema', json_schema: { name: 'x', schema } }
+    const strict = { ...tool('add', true) }
+    const wrong = { ...tool('odd'), function: { name: 'odd', parameters: schema } }
+    const cases: [object, string, RegExp][] = [
+      [{ response_format: format }, 'response_format', /multipleOf.*#\/properties\/a/],
+      [{ guided_json: schema }, 'guided_json', /multipleOf.*#\/properties\/a/],
+      [{ guided_regex: 'a(?=b)' }, 'guided_regex', /look-ahead/],
+      [{ guided_grammar: 'root ::= missing' }, 'guided_grammar', /missing/],
+      [{ guided_grammar: 'root ::= [é]' }, 'guided_grammar', /beyond ASCII/],
+      [{ tools: [strict, wrong] }, 'tools[1].function.parameters', /multipleOf/],
+      [
+        {
+          tools: [strict, wrong],
+          tool_choice: { type: 'function', function: { name: 'odd' } },
+        },
+        'tools[1].function.parameters',
+        /multipleOf/,
+      ],
+    ]
+    for (const stream of [false, true])
+      for (const [extra, param, message] of cases) {
+        const body = { ...common, ...extra, n: 2, stream, messages }
+        const { status, json } = await post('/chat/completions', body)
+        expect([status, json.error.param], JSON.stringify(json)).toEqual([400, param])
+        expect(json.error.message).toMatch(message)
+      }
+    const text = await post('/completions', { prompt: 'a', guided_regex: '(' })
+    expect([text.status, text.json.error.param]).toEqual([400, 'guided_regex'])
+  })
+
   it('hostile grammars get 400, others their answer', { timeout: 60_000 }, async () => {
     const hostile = [
       { guided_grammar: 'root ::= ((("b"{1000}){1000}){1000}){1000}' },

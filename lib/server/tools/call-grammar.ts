@@ -1,6 +1,6 @@
 /** Grammars of tool calls: what the formats share. */
 
-import { addSchema, type GrammarBuilder } from '../../grammar/index.ts'
+import type { GrammarBuilder } from '../../grammar/index.ts'
 import type { OfferedCall } from './types.ts'
 
 /** Calls in a row at most, where a model may make several. */
@@ -14,16 +14,17 @@ export function jsonCall(
 ): string {
   const ws = builder.shared('ws')
   const key = (name: string) => `${builder.literal(JSON.stringify(name))} ${ws} ":" ${ws}`
-  const choices = calls.map(({ name, parameters }) => {
+  const choices = calls.map((call) => {
+    const { name } = call
     const named = `${key('name')} ${builder.literal(JSON.stringify(name))}`
-    const rest = `${key(argumentsKey)} ${callArguments(builder, parameters)}`
+    const rest = `${key(argumentsKey)} ${callArguments(builder, call)}`
     return `"{" ${ws} ${named} ${ws} "," ${ws} ${rest} ${ws} "}"`
   })
   return builder.rule(choices.join(' | '))
 }
 
-export function callArguments(builder: GrammarBuilder, parameters: unknown): string {
-  return builder.rule(addSchema(builder, parameters ?? { type: 'object' }))
+export function callArguments(builder: GrammarBuilder, { parameters, param }: OfferedCall): string {
+  return builder.schema(parameters ?? { type: 'object' }, param)
 }
 
 /** Text without `marker`: its first two characters, neither the same, never follow each other. */

@@ -81,9 +81,9 @@ function thinking(builder: GrammarBuilder): string {
 
 /** One call: the token behind it ends the output. */
 function addRules(builder: GrammarBuilder, rules: CallRules): string {
-  const choices = rules.calls.map(({ name, parameters }) => {
-    const header = `${CHANNEL}commentary to=functions.${name} <|constrain|>json${MESSAGE}`
-    return `${builder.literal(header)} ${callArguments(builder, parameters)}`
+  const choices = rules.calls.map((call) => {
+    const header = `${CHANNEL}commentary to=functions.${call.name} <|constrain|>json${MESSAGE}`
+    return `${builder.literal(header)} ${callArguments(builder, call)}`
   })
   const calls = builder.rule(choices.join(' | '))
   const head = thinking(builder)

@@ -24,6 +24,8 @@ export interface OfferedCall {
   readonly name: string
   /** JSON schema of its arguments; undefined: any object. */
   readonly parameters?: unknown
+  /** Where the schema stands in the request. */
+  readonly param?: string
 }
 
 export interface CallRules {
