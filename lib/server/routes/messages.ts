@@ -10,7 +10,8 @@ export function templateMessages(
   context: ServerContext,
   bodies: readonly MessageBody[],
 ): ChatMessage[] {
-  const messages = bodies.map(templateMessage)
+  const { templateMessage: adapt = (message: ChatMessage) => message } = context.toolFormat ?? {}
+  const messages = bodies.map((body, index) => adapt(templateMessage(body, index)))
   const numCharacters = messages.reduce(
     (sum, { content }) => sum + (typeof content === 'string' ? content.length : 0),
     0,

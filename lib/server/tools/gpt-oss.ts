@@ -3,6 +3,7 @@
  * body. `analysis` is reasoning, a message to `functions.NAME` a tool call, any other one content.
  */
 
+import type { ChatMessage } from '../../engine/types.ts'
 import type { GrammarBuilder } from '../../grammar/index.ts'
 import { callArguments } from './call-grammar.ts'
 import { MarkerScanner } from './marker-scanner.ts'
@@ -98,11 +99,22 @@ function addAnswer(builder: GrammarBuilder, expression: string): string {
   return `${thinking(builder)} ${builder.literal(`${CHANNEL}final${MESSAGE}`)} (${expression})`
 }
 
+/** The template looks into every content that is there, null or not, and has its own word for reasoning. */
+function templateMessage({
+  content,
+  reasoning_content: reasoning,
+  ...message
+}: ChatMessage): ChatMessage {
+  if (content !== undefined && content !== null) return { ...message, content }
+  return { ...message, ...(typeof reasoning === 'string' && { thinking: reasoning }) }
+}
+
 export const gptOssFormat: ToolFormat = {
   name: 'gpt-oss',
   isAlwaysUsed: true,
   addRules,
   addAnswer,
+  templateMessage,
   markers: [MESSAGE, '<|constrain|>', ...BODY_ENDS],
   detect: (tokenizer) => isOneToken(tokenizer, CHANNEL) && isOneToken(tokenizer, MESSAGE),
   create: () => new GptOssParser(),

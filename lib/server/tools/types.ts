@@ -3,6 +3,7 @@
  * pure and incremental: the parts joined are the same however the text is cut into pushes.
  */
 
+import type { ChatMessage } from '../../engine/types.ts'
 import type { GrammarBuilder } from '../../grammar/index.ts'
 import type { Tokenizer } from '../../tokenizer/index.ts'
 
@@ -44,6 +45,8 @@ export interface ToolFormat {
   readonly addRules: (builder: GrammarBuilder, rules: CallRules) => string
   /** An answer without a call, as the format writes it. */
   readonly addAnswer?: (builder: GrammarBuilder, expression: string) => string
+  /** A message as the templates of its models want it, where they differ from all others. */
+  readonly templateMessage?: (message: ChatMessage) => ChatMessage
   /** Texts that structure the output; where they are special tokens they must stay in the text. */
   readonly markers: readonly string[]
   /** The model was trained on this format, as its vocabulary shows. */
