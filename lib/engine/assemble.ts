@@ -209,6 +209,7 @@ export async function assembleEngine(
         world,
         tensorParallel,
         expertParallel,
+        attentionGroups: world / tensorParallel,
         devices: devices.map(({ name }) => name),
         precision: activationDtype,
         deterministic: checked.deterministic,
@@ -259,6 +260,11 @@ function checkOptions(options: EngineOptions): CheckedOptions {
   const tensorParallel = integer(options.tensorParallel ?? 1, 'tensorParallel', 1, MAX_RANKS)
   const expertParallel = integer(options.expertParallel ?? 1, 'expertParallel', 1, MAX_RANKS)
   const nanoBatches = options.nanoBatches ?? 'auto'
+  if (expertParallel > tensorParallel && options.eventLog !== undefined)
+    throw new EngineError(
+      'ERR_UNSUPPORTED_OPTION',
+      'eventLog records one attention group, and expertParallel makes several; leave one of them out',
+    )
   return {
     tensorParallel,
     expertParallel,

@@ -11,7 +11,7 @@ import { loadBinding, toEngineError } from '../native/load.ts'
 import type { ExpertTrace } from '../parallel/balance/trace.ts'
 import type { SchedulerConfig } from '../scheduler/config.ts'
 import { createEventRecorder, logConfig } from '../scheduler/event-log.ts'
-import { Scheduler } from '../scheduler/scheduler.ts'
+import { type GroupStats, SchedulerGroups } from '../scheduler/groups.ts'
 import type { Sequence } from '../scheduler/sequence.ts'
 import type { Tokenizer } from '../tokenizer/index.ts'
 import { assembleEngine, type EngineParts } from './assemble.ts'
@@ -66,7 +66,7 @@ const MAX_DRAIN_MS = 2 ** 31 - 1
 export class Engine implements AsyncDisposable {
   readonly info: EngineInfo
   readonly #parts: EngineParts
-  readonly #scheduler: Scheduler
+  readonly #scheduler: SchedulerGroups
   readonly #jobs: JobFactory
   readonly #loop: StepLoop
   readonly #stepLog: StepLog
@@ -90,7 +90,7 @@ export class Engine implements AsyncDisposable {
     const { sizes } = parts
     this.info = parts.info
     this.#parts = parts
-    this.#scheduler = new Scheduler(schedulerConfig(parts))
+    this.#scheduler = new SchedulerGroups(schedulerConfig(parts), parts.info.attentionGroups)
     this.#jobs = new JobFactory(parts, {
       cacheRoot: (salt) => this.#scheduler.prefixCache.root(this.info.folder, salt),
       program: (name) => this.#scheduler.program(name),
@@ -262,23 +262,30 @@ export class Engine implements AsyncDisposable {
   }
 
   stats(): EngineStats {
-    const { blocks } = this.#scheduler
-    const { running, waiting, ...counters } = this.#scheduler.stats()
+    const groups = this.#scheduler.stats()
+    const sum = (read: (group: GroupStats) => number) =>
+      groups.reduce((total, group) => total + read(group), 0)
     const { failure } = this.#loop
     return {
-      running,
-      waiting,
+      running: sum(({ running }) => running),
+      waiting: sum(({ waiting }) => waiting),
       kvBlocks: {
-        total: blocks.numBlocks,
-        free: blocks.numFree,
-        cached: blocks.numCached,
-        used: blocks.numUsed,
-        pinned: counters.pinnedBlocks,
+        total: sum(({ blocks }) => blocks.total),
+        free: sum(({ blocks }) => blocks.free),
+        cached: sum(({ blocks }) => blocks.cached),
+        used: sum(({ blocks }) => blocks.used),
+        pinned: sum(({ pinnedBlocks }) => pinnedBlocks),
       },
       hostBlocks: {
-        total: this.#parts.sizes.numHostBlocks,
-        used: counters.hostBlocksUsed,
+        total: this.#parts.sizes.numHostBlocks * groups.length,
+        used: sum(({ hostBlocksUsed }) => hostBlocksUsed),
       },
+      groups: groups.map(({ running, waiting, preemptions, blocks }) => ({
+        running,
+        waiting,
+        preemptions,
+        kvBlocks: blocks,
+      })),
       steps: this.#loop.numSteps,
       stepsInFlight: this.#loop.stepsInFlight,
       stepRunMs: this.#stepLog.runMs,
@@ -286,12 +293,12 @@ export class Engine implements AsyncDisposable {
       collectiveBytes: this.#stepLog.collectiveBytes,
       promptTokens: this.#promptTokens,
       generatedTokens: this.#generatedTokens,
-      droppedTokens: counters.droppedTokens,
-      prefixQueries: counters.prefixQueries,
-      prefixHits: counters.prefixHits,
-      preemptions: counters.preemptions,
-      swapsOut: counters.swapsOut,
-      swapsIn: counters.swapsIn,
+      droppedTokens: sum(({ droppedTokens }) => droppedTokens),
+      prefixQueries: sum(({ prefixQueries }) => prefixQueries),
+      prefixHits: sum(({ prefixHits }) => prefixHits),
+      preemptions: sum(({ preemptions }) => preemptions),
+      swapsOut: sum(({ swapsOut }) => swapsOut),
+      swapsIn: sum(({ swapsIn }) => swapsIn),
       finished: { ...this.#finished },
       ...(this.#parts.experts && { experts: this.#parts.experts.loads() }),
       ...(failure !== undefined && { failed: failure.code }),

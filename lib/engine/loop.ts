@@ -7,11 +7,18 @@
 
 import { EngineError } from '../errors.ts'
 import type { NativeRuntime } from '../native/binding.ts'
+import type { GroupedStep, SchedulerGroups } from '../scheduler/groups.ts'
 import type { StepPlan } from '../scheduler/plan.ts'
-import type { Scheduler } from '../scheduler/scheduler.ts'
 import type { ExpertSteps } from './expert-steps.ts'
 import type { Job } from './jobs.ts'
-import { createSlotUpdates, decodeResult, type StepEncoder, type StepResult } from './step.ts'
+import {
+  createSlotUpdates,
+  decodeResult,
+  type GroupStep,
+  type SlotUpdates,
+  type StepEncoder,
+  type StepResult,
+} from './step.ts'
 import type { StepLog } from './step-log.ts'
 import { programFor, type StepProgram } from './step-programs.ts'
 import type { FinishReason } from './types.ts'
@@ -19,7 +26,7 @@ import type { FinishReason } from './types.ts'
 export interface StepLoopOptions {
   readonly runtime: Pick<NativeRuntime, 'submit'>
   readonly programs: readonly StepProgram[]
-  readonly scheduler: Scheduler
+  readonly scheduler: SchedulerGroups
   readonly encoder: StepEncoder
   readonly log: StepLog
   /** Undefined: experts stay where they are. */
@@ -37,7 +44,8 @@ const NO_TOKENS = new Int32Array(0)
 export class StepLoop {
   readonly #options: StepLoopOptions
   readonly #jobs = new Map<number, Job>()
-  readonly #updates = createSlotUpdates()
+  /** By attention group, refilled for every step. */
+  readonly #updates: SlotUpdates[] = []
   /** What a step gave them is still to be delivered. */
   readonly #settled: Job[] = []
   #inFlight = 0
@@ -117,40 +125,40 @@ export class StepLoop {
     const { scheduler, depth, clock } = this.#options
     while (this.#failure === undefined && this.#inFlight < depth) {
       const startMs = clock()
-      let plan: StepPlan | undefined
+      let step: GroupedStep | undefined
       try {
-        plan = scheduler.plan(startMs)
-        const isStuck = plan === undefined && this.#inFlight === 0 && !scheduler.hasHeld
+        step = scheduler.plan(startMs)
+        const isStuck = step === undefined && this.#inFlight === 0 && !scheduler.hasHeld
         if (isStuck && scheduler.numUnfinished > 0)
           throw new EngineError('ERR_INTERNAL', 'sequences wait and nothing runs')
       } catch (error) {
         this.#fail(asEngineError(error))
         return
       }
-      if (plan === undefined) return
-      this.#submit(plan, startMs)
+      if (step === undefined) return
+      this.#submit(step, startMs)
     }
   }
 
-  #submit(plan: StepPlan, startMs: number): void {
+  #submit(step: GroupedStep, startMs: number): void {
     const { runtime, programs, encoder, experts, log, clock, toError } = this.#options
     this.#inFlight++
     this.#numSteps++
     let result: Promise<Int32Array>
     try {
-      this.#collectUpdates(plan)
-      const program = programFor(programs, plan.numTokens)
-      const words = encoder.encode(plan, this.#updates, program, experts?.next())
+      const groups = this.#collectGroups(step)
+      const program = programFor(programs, step.maxTokens)
+      const words = encoder.encodeGroups(step.id, groups, program, experts?.next())
       const nowMs = clock()
-      log.begin(plan, program, nowMs - startMs, nowMs)
+      log.begin(step, program, nowMs - startMs, nowMs)
       result = runtime.submit(program.programId, words)
     } catch (error) {
       result = Promise.reject(error)
     }
     result
       .then(
-        (words) => this.#onResult(plan, words),
-        (error) => this.#onFault(plan, toError(error)),
+        (words) => this.#onResult(step, words),
+        (error) => this.#onFault(step, toError(error)),
       )
       .catch((error) => {
         // Only a bug gets here; nobody must wait for ever because of it.
@@ -159,8 +167,20 @@ export class StepLoop {
       })
   }
 
-  #collectUpdates(plan: StepPlan): void {
-    const { params, history, bias, allowed } = this.#updates
+  #collectGroups({ plans }: GroupedStep): GroupStep[] {
+    const groups: GroupStep[] = []
+    plans.forEach((plan, group) => {
+      if (plan === undefined) return
+      this.#updates[group] ??= createSlotUpdates()
+      const updates = this.#updates[group]
+      this.#collectUpdates(plan, updates)
+      groups.push({ plan, updates, group })
+    })
+    return groups
+  }
+
+  #collectUpdates(plan: StepPlan, updates: SlotUpdates): void {
+    const { params, history, bias, allowed } = updates
     params.clear()
     history.clear()
     bias.clear()
@@ -168,33 +188,42 @@ export class StepLoop {
     for (let i = 0; i < plan.numSeqs; i++) {
       const sequence = plan.seqs[i]
       if (plan.isFirst[i] === 1 || sequence.minLen > 0 || sequence.isConstrained)
-        this.#jobs.get(sequence.id)?.encode(plan, i, this.#updates)
+        this.#jobs.get(sequence.id)?.encode(plan, i, updates)
     }
   }
 
-  #onResult(plan: StepPlan, words: Int32Array): void {
-    let result: StepResult
+  #onResult(step: GroupedStep, words: Int32Array): void {
+    let results: StepResult[]
     try {
-      result = decodeResult(words, plan.numRows)
+      results = step.plans.map((plan, group) => decodeResult(words, plan?.numRows ?? 0, group))
       this.#options.experts?.settle(words)
     } catch (error) {
-      this.#onFault(plan, asEngineError(error))
+      this.#onFault(step, asEngineError(error))
       return
     }
     const { scheduler, log, clock } = this.#options
+    // Times are of the whole step; they stand in group 0.
+    const [times] = results
     this.#inFlight--
-    scheduler.settle(plan, result.sampled, result.runUs / 1000)
+    const sampled = results.map((result) => result.sampled)
+    scheduler.settle(step, sampled, times.runUs / 1000)
     const nowMs = clock()
-    log.end(plan, result, nowMs)
-    for (let i = 0; i < plan.numSeqs; i++) {
-      const job = this.#jobs.get(plan.seqs[i].id)
-      if (job !== undefined) this.#settleJob(job, plan, i, result, nowMs)
-    }
-    scheduler.release(plan)
+    log.end(step, times, nowMs)
+    step.plans.forEach((plan, group) => {
+      if (plan !== undefined) this.#settleJobs(plan, results[group], nowMs)
+    })
+    scheduler.release(step)
     this.#pump()
     // After the next step is on its way: what readers do with their chunks delays none.
     for (const job of this.#settled.splice(0)) job.deliver()
     this.#notify()
+  }
+
+  #settleJobs(plan: StepPlan, result: StepResult, nowMs: number): void {
+    for (let i = 0; i < plan.numSeqs; i++) {
+      const job = this.#jobs.get(plan.seqs[i].id)
+      if (job !== undefined) this.#settleJob(job, plan, i, result, nowMs)
+    }
   }
 
   #settleJob(job: Job, plan: StepPlan, index: number, result: StepResult, nowMs: number): void {
@@ -214,12 +243,13 @@ export class StepLoop {
     onEnd(job, reason)
   }
 
-  #onFault(plan: StepPlan, error: EngineError): void {
+  #onFault(step: GroupedStep, error: EngineError): void {
     this.#inFlight--
     this.#fail(error)
     // All sequences have ended by now; this frees what the step held.
-    this.#options.scheduler.settle(plan, NO_TOKENS)
-    this.#options.scheduler.release(plan)
+    const none = step.plans.map(() => NO_TOKENS)
+    this.#options.scheduler.settle(step, none)
+    this.#options.scheduler.release(step)
     this.#notify()
   }
 

@@ -4,6 +4,7 @@
  */
 
 import type { CollectivePayload } from '../program/collectives.ts'
+import type { GroupedStep } from '../scheduler/groups.ts'
 import type { StepPlan } from '../scheduler/plan.ts'
 import type { StepResult } from './step.ts'
 import type { PartLayout } from './step-programs.ts'
@@ -38,28 +39,29 @@ export class StepLog {
   }
 
   /** A step goes to the ranks. `planMs`: time it took to plan and encode it. */
-  begin(plan: StepPlan, layout: PartLayout, planMs: number, nowMs: number): void {
-    const entry = this.#entry(plan)
-    entry.id = plan.id
+  begin(step: GroupedStep, layout: PartLayout, planMs: number, nowMs: number): void {
+    const entry = this.#entry(step)
+    entry.id = step.id
     entry.planMs = planMs
     entry.submittedMs = nowMs
-    entry.sequences = plan.numSeqs
-    entry.decodeTokens = countDecodes(plan)
-    entry.prefillTokens = plan.numTokens - entry.decodeTokens
-    entry.nanoBatches = splitTokens(layout, plan.numTokens)
+    entry.sequences = sumOver(step, ({ numSeqs }) => numSeqs)
+    entry.decodeTokens = sumOver(step, countDecodes)
+    entry.prefillTokens = sumOver(step, ({ numTokens }) => numTokens) - entry.decodeTokens
+    entry.nanoBatches = splitTokens(layout, step)
     entry.hasEnded = false
   }
 
-  end(plan: StepPlan, result: StepResult, nowMs: number): void {
-    const entry = this.#entry(plan)
+  end(step: GroupedStep, times: Pick<StepResult, 'queueUs' | 'runUs'>, nowMs: number): void {
+    const entry = this.#entry(step)
     entry.endedMs = nowMs
-    entry.queueMs = result.queueUs / 1000
-    entry.runMs = result.runUs / 1000
+    entry.queueMs = times.queueUs / 1000
+    entry.runMs = times.runUs / 1000
     entry.hasEnded = true
     this.#runMs += entry.runMs
     this.#queueMs += entry.queueMs
     this.#collectiveBytes +=
-      plan.numTokens * this.#payload.bytesPerToken + plan.numRows * this.#payload.bytesPerRow
+      step.maxTokens * this.#payload.bytesPerToken +
+      Math.max(...step.plans.map((plan) => plan?.numRows ?? 0)) * this.#payload.bytesPerRow
   }
 
   /** Steps that have ended, oldest first. */
@@ -70,16 +72,20 @@ export class StepLog {
       .map(({ hasEnded: _, ...record }) => record)
   }
 
-  #entry(plan: StepPlan): Entry {
-    return this.#entries[plan.id % NUM_KEPT]
+  #entry({ id }: GroupedStep): Entry {
+    return this.#entries[id % NUM_KEPT]
   }
 }
 
-function splitTokens({ parts, bound }: PartLayout, numTokens: number): readonly number[] {
-  return Array.from(
-    { length: parts },
-    (_, part) => bound(numTokens, part + 1) - bound(numTokens, part),
+/** Of all groups together. */
+function splitTokens({ parts, bound }: PartLayout, step: GroupedStep): readonly number[] {
+  return Array.from({ length: parts }, (_, part) =>
+    sumOver(step, ({ numTokens }) => bound(numTokens, part + 1) - bound(numTokens, part)),
   )
+}
+
+function sumOver({ plans }: GroupedStep, count: (plan: StepPlan) => number): number {
+  return plans.reduce((sum, plan) => sum + (plan === undefined ? 0 : count(plan)), 0)
 }
 
 function createEntry(): Entry {

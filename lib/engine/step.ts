@@ -142,6 +142,36 @@ export function createSlotUpdates(): SlotUpdates {
   }
 }
 
+/** What a step computes in one attention group. */
+export interface GroupStep {
+  readonly plan: StepPlan
+  readonly updates: SlotUpdates
+  readonly group: number
+}
+
+/** Sections that a step has only where they say something. */
+function listsOf({ swapOuts, swapIns }: StepPlan, updates: SlotUpdates): readonly Words[] {
+  return [
+    ...[updates.params, updates.history, updates.bias, updates.allowed],
+    ...[swapOuts, swapIns],
+  ]
+}
+
+function countFilled(lists: readonly Words[]): number {
+  return lists.filter((list) => list.length > 0).length
+}
+
+function sumOfLengths(lists: readonly Words[]): number {
+  return lists.reduce((sum, list) => sum + list.length, 0)
+}
+
+/** Blocks of the longest table. */
+function widthOf(plan: StepPlan): number {
+  let width = 0
+  for (let i = 0; i < plan.numSeqs; i++) width = Math.max(width, plan.seqs[i].numBlocks)
+  return width
+}
+
 /**
  * Encodes plans into step words. Buffers are reused in turn: the words of a step stay as they are
  * until `numBuffers` - 1 further steps have been encoded.
@@ -160,64 +190,69 @@ export class StepEncoder {
     this.#buffers = Array.from({ length: options.numBuffers }, () => new Int32Array(1024))
   }
 
-  /** `group`: the attention group whose sequences the plan names. */
+  /** A step of one group; see encodeGroups. */
   encode(
     plan: StepPlan,
     updates: SlotUpdates,
     layout: PartLayout,
     experts: ExpertWords = NO_EXPERTS,
-    group = 0,
   ): Int32Array {
-    let width = 0
-    for (let i = 0; i < plan.numSeqs; i++) width = Math.max(width, plan.seqs[i].numBlocks)
-    const lists = [
-      ...[updates.params, updates.history, updates.bias, updates.allowed],
-      ...[experts.tables, experts.copies],
-    ]
-    const { swapOuts, swapIns } = plan
-    const numSections =
-      8 +
-      lists.filter((list) => list.length > 0).length +
-      (swapOuts.length > 0 ? 1 : 0) +
-      (swapIns.length > 0 ? 1 : 0) +
-      (plan.numCopies > 0 ? 1 : 0)
+    return this.encodeGroups(plan.id, [{ plan, updates, group: 0 }], layout, experts)
+  }
+
+  /** Groups without a plan have no sections. */
+  encodeGroups(
+    id: number,
+    groups: readonly GroupStep[],
+    layout: PartLayout,
+    experts: ExpertWords = NO_EXPERTS,
+  ): Int32Array {
+    const ofAll = [experts.tables, experts.copies]
+    let numSections = countFilled(ofAll)
+    let numWords = sumOfLengths(ofAll)
+    for (const { plan, updates } of groups) {
+      const lists = listsOf(plan, updates)
+      numSections += 8 + countFilled(lists) + (plan.numCopies > 0 ? 1 : 0)
+      numWords +=
+        layout.parts +
+        1 +
+        3 * plan.numTokens +
+        (2 + widthOf(plan)) * plan.numSeqs +
+        1 +
+        4 * plan.numRows +
+        sumOfLengths(lists) +
+        2 * plan.numCopies
+    }
     const header = STEP_HEADER_WORDS + numSections * STEP_SECTION_WORDS
-    const size =
-      header +
-      (layout.parts + 1) +
-      3 * plan.numTokens +
-      (2 + width) * plan.numSeqs +
-      1 +
-      4 * plan.numRows +
-      lists.reduce((sum, list) => sum + list.length, 0) +
-      swapOuts.length +
-      swapIns.length +
-      2 * plan.numCopies
-    const words = this.#nextBuffer(size)
+    const words = this.#nextBuffer(header + numWords)
     words[0] = STEP_VERSION
-    words[1] = plan.id | 0
+    words[1] = id | 0
     words[2] = experts.flags
     words[3] = 0 // bucket
     words[4] = numSections
     this.#words = words
     this.#entry = STEP_HEADER_WORDS
     this.#offset = header
+    for (const { plan, updates, group } of groups) this.#encodeGroup(plan, updates, layout, group)
+    this.#encodeList(STEP_SECTION.expertTables, experts.tables, 0)
+    this.#encodeList(STEP_SECTION.expertCopies, experts.copies, 0)
+    return words.subarray(0, header + numWords)
+  }
 
+  #encodeGroup(plan: StepPlan, updates: SlotUpdates, layout: PartLayout, group: number): void {
     const bounds = this.#section(STEP_SECTION.partBounds, group, layout.parts + 1)
-    for (let i = 0; i <= layout.parts; i++) words[bounds + i] = layout.bound(plan.numTokens, i)
+    for (let i = 0; i <= layout.parts; i++)
+      this.#words[bounds + i] = layout.bound(plan.numTokens, i)
     this.#encodeTokens(plan, group)
-    this.#encodeSequences(plan, width, group)
+    this.#encodeSequences(plan, widthOf(plan), group)
     this.#encodeRows(plan, group)
     this.#encodeList(STEP_SECTION.slotParams, updates.params, group)
     this.#encodeList(STEP_SECTION.slotHistory, updates.history, group)
     this.#encodeList(STEP_SECTION.slotBias, updates.bias, group)
-    this.#encodeList(STEP_SECTION.swapOut, swapOuts, group)
-    this.#encodeList(STEP_SECTION.swapIn, swapIns, group)
+    this.#encodeList(STEP_SECTION.swapOut, plan.swapOuts, group)
+    this.#encodeList(STEP_SECTION.swapIn, plan.swapIns, group)
     this.#encodeCopies(plan, group)
     this.#encodeList(STEP_SECTION.allowedTokens, updates.allowed, group)
-    this.#encodeList(STEP_SECTION.expertTables, experts.tables, group)
-    this.#encodeList(STEP_SECTION.expertCopies, experts.copies, group)
-    return words.subarray(0, size)
   }
 
   #encodeTokens(plan: StepPlan, group: number): void {

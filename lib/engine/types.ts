@@ -21,7 +21,10 @@ export type CpuIsa = 'auto' | 'portable' | 'avx2' | 'avx512' | 'avx512bf16' | 'a
 export interface EngineOptions {
   /** Ranks that share every layer. Default 1. */
   readonly tensorParallel?: number
-  /** Ranks that share the experts. Default 1. */
+  /**
+   * Ranks that share the experts. Default 1. More than tensorParallel: every tensorParallel ranks are an
+   * attention group with sequences and a KV cache of its own, and all groups step together.
+   */
   readonly expertParallel?: number
   /**
    * Slots of each rank for replicas of experts, beside its own. Default 0. They take the memory of so
@@ -52,9 +55,9 @@ export interface EngineOptions {
   readonly graphs?: boolean
   /** Longest prompt + output. Default: the model's, or what the KV cache holds. */
   readonly maxModelLen?: number
-  /** Sequences that run at once. */
+  /** Sequences that run at once, in each attention group. */
   readonly maxNumSeqs?: number
-  /** Tokens of one step. */
+  /** Tokens of one step, of each attention group. */
   readonly maxNumBatchedTokens?: number
   /** KV cache of all ranks together. Default on the CPU: min(4 GiB, a quarter of free memory). */
   readonly kvCacheBytes?: number
@@ -63,7 +66,7 @@ export interface EngineOptions {
    * computed again. Default 0: it pays where computing is slow beside copying, and takes memory.
    */
   readonly hostKvBytes?: number
-  /** Requests that may wait before ERR_QUEUE_FULL. Default: 4 × maxNumSeqs. */
+  /** Requests that may wait in each attention group before ERR_QUEUE_FULL. Default: 4 × maxNumSeqs. */
   readonly maxWaiting?: number
   /** CPU threads of all ranks together. Default: all cores. */
   readonly threads?: number
@@ -326,6 +329,8 @@ export interface EngineInfo {
   readonly world: number
   readonly tensorParallel: number
   readonly expertParallel: number
+  /** Groups of ranks with sequences and a KV cache of their own: world / tensorParallel. */
+  readonly attentionGroups: number
   /** Device of each rank. */
   readonly devices: readonly string[]
   readonly precision: string
@@ -358,6 +363,18 @@ export interface EngineStats {
   }
   /** KV blocks on the host: of preempted requests that will be copied back. */
   readonly hostBlocks: { readonly total: number; readonly used: number }
+  /** Of each attention group (expertParallel above tensorParallel makes several): sequences and blocks of its own. */
+  readonly groups: readonly {
+    readonly running: number
+    readonly waiting: number
+    readonly preemptions: number
+    readonly kvBlocks: {
+      readonly total: number
+      readonly free: number
+      readonly cached: number
+      readonly used: number
+    }
+  }[]
   readonly steps: number
   readonly stepsInFlight: number
   /** Of all steps that have ended: time in which they ran, and waited behind the step before. */

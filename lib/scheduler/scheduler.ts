@@ -129,6 +129,12 @@ export class Scheduler {
     }
   }
 
+  /** `add` would refuse. What could run at once does not count as waiting. */
+  get isFull(): boolean {
+    const { maxNumSeqs, maxWaiting } = this.config
+    return this.#numRunning + this.#numWaiting() >= maxNumSeqs + maxWaiting
+  }
+
   /** What the program of that name has been given; for SequenceOptions. */
   program(name: string): ProgramAccount {
     return this.#programs.get(name)
@@ -150,9 +156,7 @@ export class Scheduler {
   add(sequence: Sequence): void {
     requireFits(sequence, this.config)
     const { maxNumSeqs, maxWaiting } = this.config
-    // What could run at once does not count as waiting, though no step has admitted it yet.
-    const ahead = this.#numRunning + this.#numWaiting()
-    if (ahead >= maxNumSeqs + maxWaiting)
+    if (this.isFull)
       throw new EngineError(
         'ERR_QUEUE_FULL',
         `${maxNumSeqs} requests run and ${maxWaiting} wait already; try again later or raise maxWaiting`,
@@ -199,8 +203,10 @@ export class Scheduler {
   /**
    * The next step, or undefined when there is nothing to compute before a step in flight settles.
    * Every plan must be given to `settle`, in order. `nowMs` never goes back.
+   * `id`: of the step, ascending; given where other groups of sequences take part in it.
    */
-  plan(nowMs: number): StepPlan | undefined {
+  plan(nowMs: number, id = this.#nextStep): StepPlan | undefined {
+    this.#nextStep = id
     const plan = this.#freePlans.pop() ?? createPlan(this.config.maxNumSeqs)
     plan.id = this.#nextStep
     this.#orderState.nowMs = nowMs

@@ -95,6 +95,8 @@ export interface Sequence {
   readonly promptLen: number
   /** Prompt and output at most. */
   readonly maxLen: number
+  /** Data-parallel group whose ranks compute it; see groups.ts. */
+  attentionGroup: number
   state: SequenceState
   /** [capacity ≥ numConfirmed] */
   tokens: Int32Array
@@ -165,6 +167,7 @@ export function createSequence(options: SequenceOptions): Sequence {
     group: options.group,
     promptLen,
     maxLen: promptLen + options.maxTokens,
+    attentionGroup: 0,
     state: 'new',
     tokens: Int32Array.from(options.prompt),
     numConfirmed: promptLen,

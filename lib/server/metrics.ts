@@ -25,19 +25,24 @@ const LATENCY = [
 const LENGTH = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 1e5]
 
 type Stat = (stats: EngineStats) => number
+type GroupStat = (group: EngineStats['groups'][number]) => number
 
 export function createMetrics(engine: ServedEngine, modelName: string): Metrics {
   const registry = new Registry()
   registry.setDefaultLabels({ model_name: modelName, engine: '0' })
   const registers = [registry]
 
-  const gauge = (name: string, help: string, read: Stat): void => {
+  // As vLLM's data-parallel engines: one series for each attention group.
+  const gaugeOfGroups = (name: string, help: string, read: GroupStat): void => {
     new Gauge({
       name,
       help,
+      labelNames: ['engine'],
       registers,
       collect() {
-        this.set(read(engine.stats()))
+        engine.stats().groups.forEach((group, index) => {
+          this.set({ engine: String(index) }, read(group))
+        })
       },
     })
   }
@@ -55,9 +60,9 @@ export function createMetrics(engine: ServedEngine, modelName: string): Metrics 
   const histogram = (name: string, help: string, buckets: number[]) =>
     new Histogram({ name, help, buckets, registers })
 
-  gauge('vllm:num_requests_running', 'Requests in the running batch.', (s) => s.running)
-  gauge('vllm:num_requests_waiting', 'Requests that wait to run.', (s) => s.waiting)
-  gauge('vllm:kv_cache_usage_perc', 'Share of KV blocks in use, 0..1.', kvUsage)
+  gaugeOfGroups('vllm:num_requests_running', 'Requests in the running batch.', (g) => g.running)
+  gaugeOfGroups('vllm:num_requests_waiting', 'Requests that wait to run.', (g) => g.waiting)
+  gaugeOfGroups('vllm:kv_cache_usage_perc', 'Share of KV blocks in use, 0..1.', kvUsage)
   counter('vllm:num_preemptions_total', 'Requests preempted.', (s) => s.preemptions)
   counter('vllm:prompt_tokens_total', 'Prompt tokens of started requests.', (s) => s.promptTokens)
   counter('vllm:prefix_cache_queries_total', 'Prompt tokens looked up.', (s) => s.prefixQueries)
@@ -206,6 +211,6 @@ function addExpertMetrics(engine: ServedEngine, registers: Registry[]): void {
 }
 
 /** Blocks that only the prefix cache holds can be taken at any time: they count as free. */
-export function kvUsage({ kvBlocks }: EngineStats): number {
+export function kvUsage({ kvBlocks }: Pick<EngineStats['groups'][number], 'kvBlocks'>): number {
   return kvBlocks.total === 0 ? 0 : kvBlocks.used / kvBlocks.total
 }
