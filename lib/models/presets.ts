@@ -8,7 +8,7 @@ import type { JsonObject } from '../weights/json.ts'
 import { modelFromConfig } from './from-config.ts'
 import type { Model } from './types.ts'
 
-/** Routed experts in place of every layer's feed-forward. */
+/** Routed experts in place of every layer's feed-forward; not where the config has experts itself. */
 export interface ExpertSizes {
   readonly count: number
   /** Experts that a token chooses. */
@@ -54,6 +54,32 @@ const QWEN_3 = {
   rms_norm_eps: 1e-6,
   head_dim: 128,
   num_key_value_heads: 4,
+  tie_word_embeddings: false,
+}
+const GPT_OSS = {
+  architectures: ['GptOssForCausalLM'],
+  hidden_act: 'silu',
+  vocab_size: 201088,
+  rope_theta: 150000,
+  rope_scaling: {
+    rope_type: 'yarn',
+    factor: 32,
+    beta_fast: 32,
+    beta_slow: 1,
+    truncate: false,
+    original_max_position_embeddings: 4096,
+  },
+  max_position_embeddings: 131072,
+  rms_norm_eps: 1e-5,
+  attention_bias: true,
+  hidden_size: 2880,
+  intermediate_size: 2880,
+  num_attention_heads: 64,
+  num_key_value_heads: 8,
+  head_dim: 64,
+  num_experts_per_tok: 4,
+  sliding_window: 128,
+  swiglu_limit: 7,
   tie_word_embeddings: false,
 }
 
@@ -161,6 +187,14 @@ const PRESETS: Readonly<Record<string, PresetConfig>> = {
       num_hidden_layers: 94,
       num_attention_heads: 64,
     },
+  },
+  'gpt-oss-20b': {
+    dtype: 'bf16',
+    config: { ...GPT_OSS, num_hidden_layers: 24, num_local_experts: 32 },
+  },
+  'gpt-oss-120b': {
+    dtype: 'bf16',
+    config: { ...GPT_OSS, num_hidden_layers: 36, num_local_experts: 128 },
   },
 }
 

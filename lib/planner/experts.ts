@@ -1,7 +1,7 @@
 /**
  * Experts in a program for planning: every layer's gate_up, activation and down become routing,
- * dispatch, grouped matmuls and the weighted sum. Only costs and hazards are meant: the expert ops
- * have no kernels yet, and such a program is never loaded.
+ * dispatch, grouped matmuls and the weighted sum, for presets that name experts beside a dense config.
+ * Only costs and hazards are meant: such a program is never loaded.
  */
 
 import { EngineError } from '../errors.ts'

@@ -6,8 +6,10 @@
 
 import { EngineError } from '../errors.ts'
 import { DTYPE_BYTES, type Program, type ProgramBuffer, type ProgramOp } from '../program/types.ts'
+import { combineBytes, dispatchBytes, expertGluBytes, expertMatmulShape } from './expert-cost.ts'
 import type { Hardware } from './hardware.ts'
 import {
+  type GroupedShape,
   groupedMatmulBytes,
   groupedMatmulSeconds,
   type MatmulShape,
@@ -36,7 +38,7 @@ export interface OpCost {
 }
 
 /** An op with the rows it sees in a step. */
-interface CostContext {
+export interface CostContext {
   readonly hardware: Hardware
   readonly program: Program
   readonly op: ProgramOp
@@ -189,13 +191,13 @@ function matmulOf(context: CostContext): OpCost {
   }
 }
 
-/** x [T, choices·K or K], weight [experts·N, K]: every row with its choices of the experts. */
-const groupedMatmul: CostFunction = (context) => {
-  const { hardware, op, begin, end } = context
+/** As withExperts has it: x [T, choices·K or K], weight [experts·N, K]. */
+function plannedMatmulShape(context: CostContext): GroupedShape {
+  const { op, begin, end } = context
   const x = bufferOf(context, 'inputs', 0)!
   const weight = bufferOf(context, 'inputs', 1)!
   const [experts, choices] = [op.attrs.experts as number, op.attrs.choices as number]
-  const shape = {
+  return {
     rows: (end - begin) * choices,
     cols: (weight.shape[0] as number) / experts,
     depth: colsOf(weight),
@@ -204,6 +206,12 @@ const groupedMatmul: CostFunction = (context) => {
     elementBytes: DTYPE_BYTES[x.dtype],
     weightBytes: DTYPE_BYTES[weight.dtype],
   }
+}
+
+const groupedMatmul: CostFunction = (context) => {
+  const { hardware, op } = context
+  const isPlanned = op.attrs.experts !== undefined
+  const shape = isPlanned ? plannedMatmulShape(context) : expertMatmulShape(context)
   const secondsWith = (units: number) =>
     hardware.launchSeconds + groupedMatmulSeconds(hardware, shape, units)
   return {
@@ -366,6 +374,34 @@ const sample: CostFunction = (context) => {
   return memoryBound(context.hardware, 4 * logits)
 }
 
+/** Made by withExperts: the router's matmul and the choice in one op. */
+const moeRoute: CostFunction = (context) =>
+  context.op.attrs.score === undefined ? matmulOf(context) : streaming(context)
+
+/** The weights are named, not read. */
+const moePlace: CostFunction = (context) =>
+  memoryBound(context.hardware, 2 * seenBytes(context, bufferOf(context, 'outputs', 0)!))
+
+const moeDispatch: CostFunction = (context) =>
+  context.op.attrs.experts === undefined
+    ? streaming(context)
+    : memoryBound(context.hardware, dispatchBytes(context))
+
+const groupedGlu: CostFunction = (context) => memoryBound(context.hardware, expertGluBytes(context))
+
+const moeCombine: CostFunction = (context) => {
+  const { hardware, op, program } = context
+  if (op.attrs.experts === undefined) return streaming(context)
+  const { memory, fetched, stored } = combineBytes(context)
+  const local = memoryBound(hardware, memory)
+  if (program.world === 1) return local
+  const seconds =
+    collectiveSeconds(hardware, 'reduce_scatter', fetched, program.world) +
+    collectiveSeconds(hardware, 'all_gather', stored, program.world)
+  const networkBytes = ((fetched + stored) * (program.world - 1)) / program.world
+  return { ...local, seconds: hardware.launchSeconds + seconds, networkBytes }
+}
+
 const nothing: CostFunction = () => NOTHING
 
 const COSTS: Readonly<Record<string, CostFunction | undefined>> = {
@@ -395,8 +431,10 @@ const COSTS: Readonly<Record<string, CostFunction | undefined>> = {
   all_gather_matmul: allGatherMatmul,
   copy: streaming,
   stall: nothing,
-  moe_route: matmulOf,
-  moe_dispatch: streaming,
+  moe_route: moeRoute,
+  moe_place: moePlace,
+  moe_dispatch: moeDispatch,
   grouped_matmul: groupedMatmul,
-  moe_combine: streaming,
+  grouped_glu: groupedGlu,
+  moe_combine: moeCombine,
 }
