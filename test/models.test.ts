@@ -203,6 +203,32 @@ describe('refusals', () => {
     ],
     'layers that are no list': ['qwen3-moe', { mlp_only_layers: 1 }, 'ERR_MODEL_CONFIG'],
     'groups that do not divide the experts': ['glm4-moe', { n_group: 3 }, 'ERR_MODEL_CONFIG'],
+    'another way to choose experts': [
+      'deepseek-v2-mla',
+      { topk_method: 'noaux_tc' },
+      'ERR_UNSUPPORTED_MODEL',
+    ],
+    'normalised weights in deepseek v2': [
+      'deepseek-v2-mla',
+      { norm_topk_prob: true },
+      'ERR_UNSUPPORTED_MODEL',
+    ],
+    'biases in latent attention': [
+      'deepseek-v3-mla',
+      { attention_bias: true },
+      'ERR_UNSUPPORTED_MODEL',
+    ],
+    'fewer KV heads than latent attention has': [
+      'deepseek-v3-mla',
+      { num_key_value_heads: 4 },
+      'ERR_UNSUPPORTED_MODEL',
+    ],
+    'latent vectors of another size': ['deepseek-v3-mla', { kv_lora_rank: 24 }, 'ERR_TENSOR_SHAPE'],
+    'an odd number of rotated columns': [
+      'deepseek-v3-mla',
+      { qk_rope_head_dim: 7 },
+      'ERR_UNSUPPORTED_MODEL',
+    ],
     'attention both ways': [
       'gemma3',
       { use_bidirectional_attention: true },

@@ -9,6 +9,7 @@ CudaKernel prepare_cuda_rms_norm(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_add_rms_norm(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_matmul(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_logits(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_mean_squares(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_split_rope_cache(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_attention(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_silu_mul(const OpInstance& op, const CudaPlan& plan);
@@ -29,6 +30,7 @@ std::span<const CudaOpDef> cuda_op_table() {
       {"rms_norm", prepare_cuda_rms_norm},
       {"add_rms_norm", prepare_cuda_add_rms_norm},
       {"matmul", prepare_cuda_matmul},
+      {"mean_squares", prepare_cuda_mean_squares},
       {"split_rope_cache", prepare_cuda_split_rope_cache},
       {"attention", prepare_cuda_attention},
       {"silu_mul", prepare_cuda_silu_mul},

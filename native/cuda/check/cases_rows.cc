@@ -85,11 +85,27 @@ struct Heads {
   int64_t heads, kv_heads, head_dim, rotary;
 };
 
-void add_split_rope(Cases& cases, DType act, DType kv, const Heads& heads, bool norms) {
+enum class HeadNorms { kNone, kEach, kTogether };
+
+void add_mean_squares(Cases& cases, DType dtype, int64_t rows, const Heads& heads, int tp) {
+  OpCase c(std::string(dtype_name(dtype)) + " heads " + std::to_string(heads.heads) + "/" +
+               std::to_string(heads.kv_heads) + " D " + std::to_string(heads.head_dim),
+           "mean_squares", tp);
+  c.in(c.arena("qkv", dtype, Symbol::kTokens, (heads.heads + 2 * heads.kv_heads) * heads.head_dim));
+  c.out(c.arena("y", DType::kF32, Symbol::kTokens, 2, Fill::kPoison));
+  c.attrs("{\"heads\": " + std::to_string(heads.heads) +
+          ", \"kv_heads\": " + std::to_string(heads.kv_heads) +
+          ", \"head_dim\": " + std::to_string(heads.head_dim) + "}");
+  c.steps[0].add_tokens(rows, 64);
+  cases.push_back(std::move(c));
+}
+
+void add_split_rope(Cases& cases, DType act, DType kv, const Heads& heads, HeadNorms norms) {
+  const bool together = norms == HeadNorms::kTogether;
   OpCase c(std::string(dtype_name(act)) + " kv " + dtype_name(kv) + " heads " +
                std::to_string(heads.heads) + "/" + std::to_string(heads.kv_heads) + " D " +
                std::to_string(heads.head_dim) + " rotary " + std::to_string(heads.rotary) +
-               (norms ? " norms" : ""),
+               (norms == HeadNorms::kNone ? "" : " norms") + (together ? " together" : ""),
            "split_rope_cache");
   Limits& limits = c.program.limits;
   limits.num_blocks = 13;
@@ -98,18 +114,23 @@ void add_split_rope(Cases& cases, DType act, DType kv, const Heads& heads, bool 
   const int64_t width = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
   c.in(c.arena("qkv", act, Symbol::kTokens, width));
   c.in(c.arena("table", DType::kF32, Symbol::kTokens, heads.rotary));
-  if (norms) {
-    c.in(c.vector_weight("q_norm", heads.head_dim));
-    c.in(c.vector_weight("k_norm", heads.head_dim));
+  if (norms != HeadNorms::kNone) {
+    c.in(c.vector_weight("q_norm", (together ? heads.heads : 1) * heads.head_dim));
+    c.in(c.vector_weight("k_norm", (together ? heads.kv_heads : 1) * heads.head_dim));
   } else {
     c.absent();
     c.absent();
   }
+  if (together)
+    c.in(c.arena("means", DType::kF32, Symbol::kTokens, 2));
+  else
+    c.absent();
   c.out(c.arena("q", act, Symbol::kTokens, heads.heads * heads.head_dim, Fill::kPoison));
   c.out(c.kv_cache(kv, heads.kv_heads, heads.head_dim));
   c.attrs("{\"heads\": " + std::to_string(heads.heads) + ", \"kv_heads\": " +
           std::to_string(heads.kv_heads) + ", \"head_dim\": " + std::to_string(heads.head_dim) +
-          ", \"rotary_dim\": " + std::to_string(heads.rotary) + ", \"eps\": 1e-6}");
+          ", \"rotary_dim\": " + std::to_string(heads.rotary) +
+          ", \"eps\": " + (together ? "2" : "1e-6") + "}");  // random means are above −1
   c.steps[0].add_sequence(limits, 5, 9);
   c.steps[0].add_sequence(limits, 1, 7, 1);
   cases.push_back(std::move(c));
@@ -152,8 +173,11 @@ void add_row_cases(Cases& cases) {
     add_norms(cases, dtype, 1, 8, -1);
     add_norms(cases, dtype, 11, 1000, 2);
     add_norms(cases, dtype, 7, 4099, 1);  // part 1 of 3 is empty
-    add_split_rope(cases, dtype, dtype, {4, 2, 16, 16}, true);
-    add_split_rope(cases, dtype, dtype, {3, 1, 80, 32}, false);
+    add_split_rope(cases, dtype, dtype, {4, 2, 16, 16}, HeadNorms::kEach);
+    add_split_rope(cases, dtype, dtype, {3, 1, 80, 32}, HeadNorms::kNone);
+    add_split_rope(cases, dtype, dtype, {6, 2, 20, 8}, HeadNorms::kTogether);
+    add_mean_squares(cases, dtype, 7, {3, 1, 13, 0}, 1);
+    add_mean_squares(cases, dtype, 5, {8, 2, 64, 0}, 2);
     for (const char* kind : {"silu_mul", "gelu_mul"}) {
       add_gated(cases, kind, dtype, 1, 1);
       add_gated(cases, kind, dtype, 5, 256);
@@ -163,8 +187,9 @@ void add_row_cases(Cases& cases) {
     add_gather_and_copy(cases, dtype, 1, 3);
   }
   add_embed(cases, DType::kBf16, DType::kF32, 5, 48, 1);
-  add_split_rope(cases, DType::kBf16, DType::kF32, {4, 4, 128, 128}, true);
-  add_split_rope(cases, DType::kF32, DType::kF16, {2, 1, 7, 6}, true);
+  add_split_rope(cases, DType::kBf16, DType::kF32, {4, 4, 128, 128}, HeadNorms::kEach);
+  add_split_rope(cases, DType::kF32, DType::kF16, {2, 1, 7, 6}, HeadNorms::kEach);
+  add_split_rope(cases, DType::kF32, DType::kBf16, {2, 1, 7, 6}, HeadNorms::kTogether);
   add_rope_table(cases, 1, 1, false);
   add_rope_table(cases, 9, 32, false);
   add_rope_table(cases, 9, 20, true);
