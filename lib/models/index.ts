@@ -14,6 +14,7 @@ import { quote, readTensorIndex, requireFolder } from '../weights/safetensors.ts
 import { configError, readConfig, refuseUnknownFeatures, tokenIds, unsupported } from './config.ts'
 import { buildDecoder, type DecoderProgram } from './decoder.ts'
 import { FAMILIES, findFamily } from './families/index.ts'
+import { withFusedExperts } from './fused-experts.ts'
 import type { AttentionSpec, DecoderSpec } from './spec.ts'
 import type {
   CompiledModel,
@@ -72,7 +73,8 @@ export function loadModel(folder: string): Model {
     }
   }
   const tensors = readTensorIndex(path)
-  const { spec, maxPositions } = family.describe(config, tensors)
+  const { spec: published, maxPositions } = family.describe(config, tensors)
+  const spec = withFusedExperts(published, tensors)
   checkTensors(spec, tensors)
   const [bosTokenId] = readTokens(config, 'bos_token_id', spec.vocabSize)
   return {
