@@ -2,7 +2,7 @@
  * Records a run for the native driver: the compiled program, the weights manifest, the runtime's
  * options and a few steps of a model. Needs no addon: the recorded decode steps take their tokens from
  * the sampling slots. Usage: tsx scripts/record-run.ts MODEL FOLDER [--tp N] [--ep N]
- * [--parts N] [--overlap all_reduce:GROUPS|reduce_scatter:GROUPS]
+ * [--parts N] [--overlap all_reduce:GROUPS|reduce_scatter:GROUPS] [--expert-slots N]
  */
 
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
@@ -11,13 +11,15 @@ import { parseArgs } from 'node:util'
 import {
   ROW_FLAG,
   SLOT_PARAM_WORDS,
+  STEP_FLAG,
   STEP_HEADER_WORDS,
   STEP_SECTION,
   STEP_SECTION_WORDS,
   STEP_VERSION,
 } from '../lib/engine/step.ts'
-import { compileModel, loadModel } from '../lib/models/index.ts'
+import { type CompiledModel, compileModel, loadModel } from '../lib/models/index.ts'
 import type { RuntimeOptions } from '../lib/native/binding.ts'
+import { ExpertBalancer, type ExpertUpdate } from '../lib/parallel/balance/balancer.ts'
 import type { MatmulOverlap } from '../lib/program/passes/overlap-matmul.ts'
 
 const BLOCK_SIZE = 16
@@ -49,6 +51,8 @@ function encodeStep(
   parts: number,
   sequences: readonly RecordedSequence[],
   slotParams: readonly number[],
+  groups: number,
+  experts: ExpertUpdate | undefined,
 ): Int32Array {
   const total = sequences.reduce((sum, { tokens }) => sum + tokens.length, 0)
   const positions = sequences.map((s) => range(s.tokens.length).map((i) => s.computed + i))
@@ -84,14 +88,47 @@ function encodeStep(
     ],
     [STEP_SECTION.slotParams, slotParams],
   ]
-  const words = [STEP_VERSION, id, 0, 0, sections.length]
-  let offset = STEP_HEADER_WORDS + sections.length * STEP_SECTION_WORDS
-  for (const [kind, body] of sections) {
-    words.push(kind, 0, offset, body.length)
+  // Every attention group has the same sequences, in a cache of its own.
+  const all = range(groups).flatMap((group) =>
+    sections.map(([kind, body]) => ({ kind, group, body })),
+  )
+  for (const [kind, body] of expertSections(experts)) all.push({ kind, group: 0, body })
+  const flags = experts === undefined ? 0 : STEP_FLAG.expertCounts | STEP_FLAG.expertChoices
+  const words = [STEP_VERSION, id, flags, 0, all.length]
+  let offset = STEP_HEADER_WORDS + all.length * STEP_SECTION_WORDS
+  for (const { kind, group, body } of all) {
+    words.push(kind, group, offset, body.length)
     offset += body.length
   }
-  for (const [, body] of sections) words.push(...body)
+  for (const { body } of all) words.push(...body)
   return Int32Array.from(words)
+}
+
+function expertSections(update: ExpertUpdate | undefined): [number, readonly number[]][] {
+  if (update === undefined || update.tables.length === 0) return []
+  const tables = update.tables.flatMap(({ number, slots }) => [number, ...slots])
+  const copies = update.copies.flatMap(({ table, from, to }) => [table, from, to])
+  return [
+    [STEP_SECTION.expertTables, [update.hash, ...tables]],
+    [STEP_SECTION.expertCopies, copies],
+  ]
+}
+
+/** Moves experts for made-up loads; undefined where they stay. */
+function balancerOf({ program, expertSlots }: CompiledModel): ExpertBalancer | undefined {
+  const limits = program.limits.experts
+  if (expertSlots === undefined || limits === undefined) return undefined
+  const { count, positions, tables } = limits
+  const balancer = new ExpertBalancer({
+    layout: { experts: count, positions, slotsPerPosition: expertSlots.slotsPerPosition },
+    tables: expertSlots.tables,
+    policy: 'eplb',
+    period: 1,
+    copiesPerStep: 3,
+    smallestMove: 1,
+  })
+  balancer.record([Int32Array.from(range(tables * count), (i) => 1 + ((7 * i) % 5) ** 3)])
+  return balancer
 }
 
 function floatBits(value: number): number {
@@ -124,18 +161,29 @@ interface Layout {
   readonly ep: number
   readonly parts: number
   readonly overlap: MatmulOverlap | undefined
+  /** Undefined: experts stay where they are loaded. */
+  readonly expertSlots: number | undefined
 }
 
-function record(modelFolder: string, folder: string, { tp, ep, parts, overlap }: Layout): void {
+function record(modelFolder: string, folder: string, layout: Layout): void {
+  const { tp, ep, parts, overlap, expertSlots } = layout
   const model = loadModel(modelFolder)
-  const { program, manifest } = compileModel(model, {
+  const compiled = compileModel(model, {
     tensorParallel: tp,
     expertParallel: ep,
     parts,
     overlap,
     precision: 'auto',
     limits: LIMITS,
+    ...(expertSlots !== undefined && { expertPlacement: { extraSlots: expertSlots } }),
   })
+  const { program, manifest } = compiled
+  const balancer = balancerOf(compiled)
+  const encode = (
+    id: number,
+    sequences: readonly RecordedSequence[],
+    slotParams: readonly number[],
+  ) => encodeStep(id, parts, sequences, slotParams, Math.max(tp, ep) / tp, balancer?.nextStep())
   const options: RuntimeOptions = {
     ranks: range(Math.max(tp, ep)).map(() => ({ device: 'cpu' })),
     tp,
@@ -152,7 +200,7 @@ function record(modelFolder: string, folder: string, { tp, ep, parts, overlap }:
     { slot: 0, block: 0, computed: 0, tokens: prompt(21, 5) },
     { slot: 1, block: 8, computed: 0, tokens: prompt(9, 11) },
   ]
-  const steps = [encodeStep(1, parts, prefill, [0, 1].flatMap(slotParamWords))]
+  const steps = [encode(1, prefill, [0, 1].flatMap(slotParamWords))]
   for (let i = 0; i < 6; i++) {
     const decode = prefill.map((s) => ({
       ...s,
@@ -161,7 +209,7 @@ function record(modelFolder: string, folder: string, { tp, ep, parts, overlap }:
     }))
     // A new sequence joins in the middle, so that decode and prefill rows mix.
     if (i === 3) decode.push({ slot: 2, block: 16, computed: 0, tokens: prompt(13, 17) })
-    steps.push(encodeStep(2 + i, parts, decode, i === 3 ? slotParamWords(2) : []))
+    steps.push(encode(2 + i, decode, i === 3 ? slotParamWords(2) : []))
   }
 
   rmSync(folder, { recursive: true, force: true })
@@ -181,6 +229,7 @@ const { values, positionals } = parseArgs({
     ep: { type: 'string', default: '1' },
     parts: { type: 'string', default: '2' },
     overlap: { type: 'string', default: 'none:0' },
+    'expert-slots': { type: 'string' },
   },
 })
 
@@ -193,10 +242,15 @@ function overlapOf(text: string): MatmulOverlap | undefined {
 
 if (positionals.length !== 2) {
   process.stderr.write(
-    'usage: tsx scripts/record-run.ts MODEL FOLDER [--tp N] [--ep N] [--parts N] [--overlap FORM:GROUPS]\n',
+    'usage: tsx scripts/record-run.ts MODEL FOLDER [--tp N] [--ep N] [--parts N] [--overlap FORM:GROUPS] [--expert-slots N]\n',
   )
   process.exitCode = 2
 } else {
   const [tp, ep, parts] = [values.tp, values.ep, values.parts].map(Number)
-  record(positionals[0], positionals[1], { tp, ep, parts, overlap: overlapOf(values.overlap) })
+  const slots = values['expert-slots']
+  record(positionals[0], positionals[1], {
+    ...{ tp, ep, parts },
+    overlap: overlapOf(values.overlap),
+    expertSlots: slots === undefined ? undefined : Number(slots),
+  })
 }

@@ -24,12 +24,13 @@ export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$PWD/sc
 driver=$build/nanoweave_driver
 "$driver" protocol
 "$driver" cycles 1000
-for case in models/tiny-dense:2:1:2 models/tiny-moe:1:4:2 test/fixtures/golden/qwen2-moe-shared:2:4:1 \
+for case in models/tiny-dense:2:1:2 models/tiny-moe:1:4:2 models/tiny-moe:2:4:2:1 test/fixtures/golden/qwen2-moe-shared:2:4:1 \
   test/fixtures/golden/gpt-oss-sinks:2:2:2 test/fixtures/golden/deepseek-v3-mla:2:4:2 \
   test/fixtures/golden/gemma3:2:1:4 test/fixtures/golden/qwen2-bias:1:1:1; do
-  IFS=: read -r model tp ep parts <<<"$case"
+  IFS=: read -r model tp ep parts slots <<<"$case"
   folder=$recordings/$(basename "$model")
-  npx tsx scripts/record-run.ts "$model" "$folder" --tp "$tp" --ep "$ep" --parts "$parts"
+  npx tsx scripts/record-run.ts "$model" "$folder" --tp "$tp" --ep "$ep" --parts "$parts" \
+    ${slots:+--expert-slots "$slots"}
   "$driver" run "$folder" 3
   "$driver" fuzz "$folder" 1000 "${SEED:-1}"
 done

@@ -258,6 +258,7 @@ export function encodeStep(...groups: ReadonlyMap<number, ArrayLike<number>>[]):
 
 /** Sections of a result by kind; empty when absent. */
 export interface StepResult {
+  readonly words: Int32Array
   readonly sampled: Int32Array
   readonly logprobs: Float32Array
   readonly topLogprobs: Int32Array
@@ -275,6 +276,7 @@ function decodeResult(words: Int32Array): StepResult {
   }
   const section = (kind: number) => sections.get(kind) ?? new Int32Array(0)
   return {
+    words,
     sampled: section(RESULT_SECTION.sampled),
     logprobs: floatsOf(section(RESULT_SECTION.logprobs)),
     topLogprobs: section(RESULT_SECTION.topLogprobs),
