@@ -1,6 +1,6 @@
 /** Scheduling as a user of the engine sees it: policies, programs, pins, salts, the event log. */
 
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
@@ -100,6 +100,33 @@ describe('the prefix cache', () => {
     })
     expect(next.usage.cachedTokens).toBe(64)
   })
+
+  it('keeps one that turns out to call a tool while it runs, or no more', async () => {
+    const { engine } = await open({ kvCacheBytes: kvBytes(40) })
+    let id = -1
+    const onQueued = (queued: number) => {
+      id = queued
+    }
+    const request = { tokens: prompt(60), maxTokens: 10, pinTtlMs: 0, onQueued }
+    for (const [at, ttlMs, pinned] of [
+      [3, 60_000, 4],
+      [4, 0, 0],
+    ]) {
+      let numTokens = 0
+      for await (const { tokens } of engine.generate({ ...request, cacheSalt: `${at}` })) {
+        numTokens += tokens.length
+        if (numTokens >= at) expect(engine.pin(id, ttlMs) || numTokens === 10).toBe(true)
+      }
+      const before = at === 3 ? 0 : 4
+      expect(engine.stats().kvBlocks.pinned).toBe(before + pinned)
+    }
+    expect(engine.pin(id, 1000)).toBe(false)
+    const streams = engine.generateMany({ ...request, n: 1, maxTokens: 100 })
+    await streams[0].next()
+    for (const wrong of [-1, 1e9, Number.NaN])
+      expect(() => engine.pin(id, wrong)).toThrow('pinTtlMs')
+    await streams[0].return()
+  })
 })
 
 describe('the event log', () => {
@@ -143,6 +170,36 @@ describe('the event log', () => {
     expect(replay.firstDifference).toBe(-1)
     expect(replay.numSteps).toBeGreaterThan(50)
     expect(events.filter((event) => event.type === 'add')).toHaveLength(16)
+  })
+
+  it('ends at its size, says so, and replays as far as it goes', async () => {
+    const path = join(folder, 'small.jsonl')
+    const { engine } = await open({ eventLog: path, eventLogBytes: 20_000 })
+    for (let i = 0; i < 12; i++) {
+      const onQueued = (id: number) => engine.pin(id, 20)
+      await engine.complete({ tokens: prompt(30, i), maxTokens: 20, onQueued })
+    }
+    await engine.close()
+    const { size } = statSync(path)
+    expect(size).toBeGreaterThan(15_000)
+    expect(size).toBeLessThan(20_200)
+    const events = await readEventLog(path)
+    expect(events.at(-1)).toMatchObject({ type: 'cut' })
+    expect(events.some(({ type }) => type === 'pin')).toBe(true)
+    const replay = await replayEventLog(path)
+    expect(replay).toMatchObject({ firstDifference: -1, cut: expect.stringContaining('20000') })
+    expect(replay.numSteps).toBeGreaterThan(50)
+    expect(await codeOf(open({ eventLog: path, eventLogBytes: 0 }))).toBe('ERR_USAGE')
+  })
+
+  it('of another version is no log', async () => {
+    const path = join(folder, 'version.jsonl')
+    const { engine } = await open({ eventLog: path })
+    await engine.close()
+    const text = readFileSync(path, 'utf8')
+    expect((await replayEventLog(path)).cut).toBeUndefined()
+    writeFileSync(path, text.replace('"version":2', '"version":1'))
+    expect(await codeOf(replayEventLog(path))).toBe('ERR_USAGE')
   })
 
   it('is refused where it cannot be written, and is no log when it is something else', async () => {

@@ -249,6 +249,8 @@ function runTrace(seed: number, steps: number): TraceResult {
         driver.scheduler.end(victim, 'finished')
       }
     }
+    // Now and then a request turns out to call a tool, or has ended by then.
+    if (step % 7 === 3 && all.size > 0) driver.scheduler.pin([...all][step % all.size], step % 30)
     resume(0.4)
     if (driver.inFlight.length < depth) plan()
     if (driver.inFlight.length === depth || (driver.inFlight.length > 0 && random.int(0, 1) === 0))

@@ -83,6 +83,7 @@ export interface EngineFlags {
   readonly preemption?: string
   readonly tpotTarget?: number
   readonly eventLog?: string
+  readonly eventLogBytes?: number
   readonly threads?: number
 }
 
@@ -119,6 +120,7 @@ export function addSchedulerOptions(command: Command): Command {
     .option('--preemption <HOW>', 'auto, recompute, swap')
     .option('--tpot-target <MS>', 'time per output token, for --budget milliseconds', parseNumber)
     .option('--event-log <FILE>', 'write what the scheduler sees, prompts included, for replay')
+    .option('--event-log-bytes <N>', 'where that file ends (default 1GiB)', parseBytes)
 }
 
 /** Copies `flags` to the library's names; what was not given stays absent. */
@@ -147,6 +149,7 @@ export function readEngineOptions(flags: EngineFlags): EngineOptions {
     preemption: same.preemption,
     tpotTargetMs: same.tpotTarget,
     eventLog: same.eventLog,
+    eventLogBytes: same.eventLogBytes,
     threads: same.threads,
   }
   return withoutUndefined(named) as EngineOptions

@@ -27,7 +27,7 @@ import {
 } from '../tokenizer/index.ts'
 import { costPrior } from './cost-prior.ts'
 import { placeRanks } from './devices.ts'
-import { EventLogFile } from './event-log.ts'
+import { DEFAULT_EVENT_LOG_BYTES, EventLogFile } from './event-log.ts'
 import {
   checkExpertOptions,
   createExpertSteps,
@@ -83,6 +83,7 @@ interface CheckedOptions {
   readonly tpotTargetMs: number | undefined
   readonly starvationMs: number | undefined
   readonly eventLog: string | undefined
+  readonly eventLogBytes: number
   readonly experts: ExpertOptions | undefined
 }
 
@@ -175,7 +176,10 @@ export async function assembleEngine(
   }
   try {
     throwIfAborted(options.signal)
-    if (checked.eventLog !== undefined) eventLog = await EventLogFile.open(checked.eventLog)
+    if (checked.eventLog !== undefined) {
+      const { eventLog: path, eventLogBytes } = checked
+      eventLog = await EventLogFile.open(path, eventLogBytes)
+    }
     runtime = new binding.Runtime({
       ranks: devices.map(({ name }) => ({ device: name })),
       tp: tensorParallel,
@@ -287,6 +291,12 @@ function checkOptions(options: EngineOptions): CheckedOptions {
     tpotTargetMs: duration(options.tpotTargetMs, 'tpotTargetMs'),
     starvationMs: duration(options.starvationMs, 'starvationMs'),
     eventLog: fileName(options.eventLog, 'eventLog'),
+    eventLogBytes: integer(
+      options.eventLogBytes ?? DEFAULT_EVENT_LOG_BYTES,
+      'eventLogBytes',
+      1,
+      Number.MAX_SAFE_INTEGER,
+    ),
     experts: checkExpertOptions(options),
   }
 }

@@ -26,7 +26,7 @@ import {
   openGeneration,
   totalUsage,
 } from './generation.ts'
-import { JobFactory } from './job-factory.ts'
+import { checkPinTtl, JobFactory } from './job-factory.ts'
 import type { Job, PromptSink } from './jobs.ts'
 import {
   checkEngineOptions,
@@ -235,6 +235,17 @@ export class Engine implements AsyncDisposable {
       this.#jobs.score(tokens, sink),
     )
     return { logprobs }
+  }
+
+  /**
+   * Sets `pinTtlMs` of a request that runs, by its id (`onQueued`): a tool is being called. False where it
+   * has ended. ERR_USAGE for times out of range.
+   */
+  pin(id: number, ttlMs: number): boolean {
+    const job = this.#loop.job(id)
+    if (job === undefined) return false
+    this.#scheduler.pin(job.sequence, checkPinTtl(ttlMs))
+    return true
   }
 
   /** What was decided about a request and why; undefined when it is not known (any more). */

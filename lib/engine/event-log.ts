@@ -1,7 +1,8 @@
 /**
  * EventLogFile: streams a scheduler's events to a file, one JSON value a line (`--event-log FILE`), and
- * reads them back. Writing never blocks a step: when the disk does not keep up, the log ends with a
- * line that says so. A file that cannot be opened fails the load.
+ * reads them back. Writing never blocks a step and never fills a disk: where the disk does not keep up, or
+ * at its size limit, the log ends with a line that says so. It keeps its beginning, which a replay needs.
+ * A file that cannot be opened fails the load.
  */
 
 import { createHash } from 'node:crypto'
@@ -15,6 +16,7 @@ import { type Replay, replayEvents } from '../scheduler/replay.ts'
 export type { Replay } from '../scheduler/replay.ts'
 
 const MAX_BUFFERED_BYTES = 64 * 2 ** 20
+export const DEFAULT_EVENT_LOG_BYTES = 2 ** 30
 
 /** For createEventRecorder and replayEvents. */
 export function hashPlanWords(words: Int32Array): string {
@@ -24,34 +26,47 @@ export function hashPlanWords(words: Int32Array): string {
 
 export class EventLogFile {
   readonly #stream: WriteStream
+  readonly #maxBytes: number
+  #numBytes = 0
   #isCut = false
 
-  private constructor(stream: WriteStream) {
+  private constructor(stream: WriteStream, maxBytes: number) {
     this.#stream = stream
+    this.#maxBytes = maxBytes
     // A disk that is full ends the log, nothing else.
     stream.on('error', () => {
       this.#isCut = true
     })
   }
 
-  /** Overwrites `path`. ERR_IO when it cannot be written. */
-  static async open(path: string): Promise<EventLogFile> {
+  /** Overwrites `path`; at `maxBytes` the log ends. ERR_IO when it cannot be written. */
+  static async open(path: string, maxBytes: number): Promise<EventLogFile> {
     const stream = createWriteStream(path)
     try {
       await once(stream, 'open')
     } catch (error) {
-      throw new EngineError('ERR_IO', `the event log ${path} cannot be written`, { cause: error })
+      const reason = (error as Error).message
+      throw new EngineError('ERR_IO', `the event log ${path} cannot be written: ${reason}`, {
+        cause: error,
+      })
     }
-    return new EventLogFile(stream)
+    return new EventLogFile(stream, maxBytes)
   }
 
   write(event: SchedulerEvent): void {
     if (this.#isCut) return
-    if (this.#stream.writableLength > MAX_BUFFERED_BYTES) {
-      this.#isCut = true
-      this.#stream.write('{"type":"cut","reason":"the disk did not keep up"}\n')
-      return
-    }
+    const line = `${JSON.stringify(event)}\n`
+    // Lines are ASCII: a character is a byte.
+    this.#numBytes += line.length
+    if (this.#stream.writableLength > MAX_BUFFERED_BYTES) this.#cut('the disk did not keep up')
+    else if (this.#numBytes > this.#maxBytes)
+      this.#cut(`the log has reached ${this.#maxBytes} bytes; raise eventLogBytes for more`)
+    else this.#stream.write(line)
+  }
+
+  #cut(reason: string): void {
+    this.#isCut = true
+    const event: SchedulerEvent = { type: 'cut', reason }
     this.#stream.write(`${JSON.stringify(event)}\n`)
   }
 

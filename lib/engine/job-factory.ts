@@ -109,8 +109,7 @@ export class JobFactory {
     if (!Number.isFinite(priority)) throw new EngineError('ERR_USAGE', 'priority must be a number')
     if (tpotTargetMs !== undefined && !(Number.isFinite(tpotTargetMs) && tpotTargetMs > 0))
       throw new EngineError('ERR_USAGE', 'tpotTargetMs must be a number above 0')
-    if (!(typeof pinTtlMs === 'number' && pinTtlMs >= 0 && pinTtlMs <= MAX_PIN_MS))
-      throw new EngineError('ERR_USAGE', `pinTtlMs must be a number from 0 to ${MAX_PIN_MS}`)
+    checkPinTtl(pinTtlMs)
     return createSequence({
       id: this.#nextId++,
       kind: 'generate',
@@ -147,4 +146,10 @@ export class JobFactory {
 function requireName(value: string, field: string): void {
   if (typeof value !== 'string' || value.length > MAX_NAME_LENGTH)
     throw new EngineError('ERR_USAGE', `${field} must be at most ${MAX_NAME_LENGTH} characters`)
+}
+
+/** The time itself; ERR_USAGE out of range. */
+export function checkPinTtl(ttlMs: number): number {
+  if (typeof ttlMs === 'number' && ttlMs >= 0 && ttlMs <= MAX_PIN_MS) return ttlMs
+  throw new EngineError('ERR_USAGE', `pinTtlMs must be a number from 0 to ${MAX_PIN_MS}`)
 }

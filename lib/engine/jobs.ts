@@ -42,6 +42,7 @@ export class GenerateJob implements Job {
   readonly #output: GenerateOutput
   readonly #sink: GenerateSink
   readonly #constraint: Constraint | undefined
+  readonly #queuedMs = performance.now()
   #firstTokenMs = 0
   #settled: GenerateChunk | undefined
 
@@ -139,7 +140,8 @@ export class GenerateJob implements Job {
     const prefillMs = this.#firstTokenMs - firstPlannedMs
     const decoded = this.#output.numTokens - 1
     return {
-      queueMs: firstPlannedMs - arrivalMs,
+      prepareMs: this.#queuedMs - arrivalMs,
+      queueMs: firstPlannedMs - this.#queuedMs,
       ttftMs: this.#firstTokenMs - arrivalMs,
       totalMs: nowMs - arrivalMs,
       tokensPerSecond: decoded > 0 && decodeMs > 0 ? (1000 * decoded) / decodeMs : 0,

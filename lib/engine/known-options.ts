@@ -38,6 +38,7 @@ const ENGINE_OPTIONS: Names<EngineOptions> = {
   tpotTargetMs: true,
   starvationMs: true,
   eventLog: true,
+  eventLogBytes: true,
   expertSlots: true,
   expertBalance: true,
   expertBalancePeriod: true,

@@ -101,6 +101,8 @@ export interface EngineOptions {
    * prompts and outputs.
    */
   readonly eventLog?: string
+  /** Size at which that file ends, with a line that says so. Default 1 GiB. */
+  readonly eventLogBytes?: number
   readonly onProgress?: (progress: LoadProgress) => void
   /** Cancels the load. */
   readonly signal?: AbortSignal
@@ -225,7 +227,9 @@ export interface Usage {
 }
 
 export interface Timings {
-  /** From the call to the first step that names the request. */
+  /** From the call until the request is queued: its template, its tokens, its grammar. */
+  readonly prepareMs: number
+  /** From there to the first step that names the request. */
   readonly queueMs: number
   /** From the call to the first token. */
   readonly ttftMs: number

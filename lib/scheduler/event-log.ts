@@ -10,7 +10,8 @@ import type { StepPlan } from './plan.ts'
 import type { EndReason } from './policy.ts'
 import type { Sequence, SequenceKind } from './sequence.ts'
 
-export const EVENT_LOG_VERSION = 1
+/** Raised with every change of what is recorded or of what a plan's hash covers. 2: forks, pins, cuts. */
+export const EVENT_LOG_VERSION = 2
 
 /** What is left of a SchedulerConfig on paper; costs and observers are functions. */
 export interface LoggedConfig
@@ -46,11 +47,14 @@ export type SchedulerEvent =
       readonly forkOf?: number
     }
   | { readonly type: 'resume'; readonly id: number }
+  | { readonly type: 'pin'; readonly id: number; readonly ttlMs: number }
   | { readonly type: 'end'; readonly id: number; readonly reason: EndReason }
   /** `hash`: of what was planned; null: nothing. */
   | { readonly type: 'plan'; readonly nowMs: number; readonly hash: string | null }
   /** The oldest step in flight has run. */
   | { readonly type: 'settle'; readonly sampled: readonly number[]; readonly runMs: number }
+  /** The last line of a log that ends before its scheduler did. */
+  | { readonly type: 'cut'; readonly reason: string }
 
 /** Hash of int32 words, the same for the same words. */
 export type PlanHash = (words: Int32Array) => string
@@ -108,6 +112,7 @@ export function createEventRecorder(
       })
     },
     resumed: (sequence) => write({ type: 'resume', id: sequence.id }),
+    pinned: (sequence) => write({ type: 'pin', id: sequence.id, ttlMs: sequence.pinTtlMs }),
     ended: (sequence, reason) => write({ type: 'end', id: sequence.id, reason }),
     planned: (nowMs, plan) =>
       write({ type: 'plan', nowMs, hash: plan === undefined ? null : hashPlan(plan) }),

@@ -8,6 +8,8 @@ export interface SchedulerObserver {
   added(sequence: Sequence): void
   /** It was held, and has not ended. */
   resumed(sequence: Sequence): void
+  /** Its pinTtlMs changed; it has not ended. */
+  pinned(sequence: Sequence): void
   /** It had not ended before. */
   ended(sequence: Sequence, reason: EndReason): void
   /** `plan`: what was planned; its sequences are as the step finds them. */

@@ -28,6 +28,8 @@ export interface Replay {
   readonly numSteps: number
   /** Hash of each step, in order. */
   readonly hashes: readonly string[]
+  /** Why the log ends before its scheduler did; absent where it does not. */
+  readonly cut?: string
   /** Index of the first event whose plan differs from the recorded one; -1: none. */
   readonly firstDifference: number
 }
@@ -42,6 +44,7 @@ export function replayEvents(events: Iterable<SchedulerEvent>, options: ReplayOp
   const hashes: string[] = []
   let scheduler: Scheduler | undefined
   let numEvents = 0
+  let cut: string | undefined
   for (const event of events) {
     const index = numEvents++
     if (event.type === 'config') {
@@ -60,6 +63,9 @@ export function replayEvents(events: Iterable<SchedulerEvent>, options: ReplayOp
       }
       case 'resume':
         scheduler.resume(find(sequences, event.id, index))
+        break
+      case 'pin':
+        scheduler.pin(find(sequences, event.id, index), event.ttlMs)
         break
       case 'end': {
         const sequence = find(sequences, event.id, index)
@@ -83,11 +89,20 @@ export function replayEvents(events: Iterable<SchedulerEvent>, options: ReplayOp
         scheduler.release(plan)
         break
       }
+      case 'cut':
+        cut = event.reason
+        break
       default:
         throw malformed(index, 'unknown event')
     }
   }
-  return { numEvents, numSteps: hashes.length, hashes, firstDifference: -1 }
+  return {
+    numEvents,
+    numSteps: hashes.length,
+    hashes,
+    ...(cut !== undefined && { cut }),
+    firstDifference: -1,
+  }
 }
 
 function openScheduler(config: LoggedConfig, options: ReplayOptions): Scheduler {

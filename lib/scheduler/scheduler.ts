@@ -110,6 +110,13 @@ export class Scheduler {
     this.config.observer?.resumed(sequence)
   }
 
+  /** Its blocks will stay for `ttlMs` after a regular end, unless it has ended by now. */
+  pin(sequence: Sequence, ttlMs: number): void {
+    if (sequence.state === 'ending' || sequence.state === 'ended') return
+    sequence.pinTtlMs = ttlMs
+    this.config.observer?.pinned(sequence)
+  }
+
   get numFreeSlots(): number {
     return this.#memory.numFreeSlots
   }

@@ -82,7 +82,8 @@ export interface Sequence {
   readonly priority: number
   readonly program: ProgramAccount
   readonly tpotTargetMs: number
-  readonly pinTtlMs: number
+  /** How long its blocks stay after a regular end, milliseconds. */
+  pinTtlMs: number
   readonly arrivalMs: number
   /** Tokens planned for anybody when it was added. */
   arrivalTokens: number

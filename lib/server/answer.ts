@@ -13,6 +13,8 @@ export interface Answer {
   open(): readonly string[]
   /** Takes a chunk of a choice; the events it becomes, none when the answer is not streamed. */
   push(index: number, chunk: GenerateChunk): readonly string[]
+  /** The choice has begun to call a tool. */
+  callsTools(index: number): boolean
   /** The event with the usage, after all choices have ended. */
   usageEvent(usage: Usage): string
   /** The whole answer. */

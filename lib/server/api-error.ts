@@ -72,6 +72,17 @@ const REQUEST_CODES: Partial<Record<ErrorCode, string>> = {
   ERR_KV_EXHAUSTED: 'context_length_exceeded',
 }
 
+/** The engine's options as clients, and those who run the server, know them. */
+const OPTION_NAMES: Readonly<Record<string, string>> = {
+  maxTokens: 'max_tokens',
+  kvCacheBytes: '--kv-cache-bytes of the server',
+  maxWaiting: '--max-waiting of the server',
+}
+
+function inWordsOfClients(message: string): string {
+  return message.replace(/\b[a-z]+[A-Z]\w+\b/g, (name) => OPTION_NAMES[name] ?? name)
+}
+
 /** What a client is told of `error`. Unknown errors say nothing of their message. */
 export function toApiError(error: unknown): ApiError {
   if (error instanceof ApiError) return error
@@ -81,13 +92,11 @@ export function toApiError(error: unknown): ApiError {
     })
   const requestCode = REQUEST_CODES[error.code]
   if (requestCode !== undefined) {
-    // The engine names its own option; clients know it by the interface's name.
-    const message = error.message.replace(/\bmaxTokens\b/g, 'max_tokens')
-    return badRequest(requestCode, message, error.param)
+    return badRequest(requestCode, inWordsOfClients(error.message), error.param)
   }
   switch (error.code) {
     case 'ERR_QUEUE_FULL':
-      return overloaded(error.message)
+      return overloaded(inWordsOfClients(error.message))
     case 'ERR_DEADLINE':
       // The deadline is the client's own: its library must not try again by itself.
       return new ApiError(503, 'deadline_exceeded', error.message, {

@@ -111,6 +111,10 @@ export class ChatAnswer implements Answer {
     return events
   }
 
+  callsTools(index: number): boolean {
+    return this.#choices[index].numCalls > 0
+  }
+
   usageEvent(usage: Usage): string {
     return `${this.#eventHead}[],"usage":${JSON.stringify(usageBody(usage))}}`
   }

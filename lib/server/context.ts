@@ -21,6 +21,8 @@ export interface ServerContext {
   /** Undefined: tools are refused. */
   readonly toolFormat: ToolFormat | undefined
   readonly splitsReasoning: boolean
+  /** Of turns that call tools; 0: they are kept like any other. */
+  readonly toolPinTtlMs: number
   readonly isDraining: () => boolean
 }
 

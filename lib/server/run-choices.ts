@@ -15,6 +15,8 @@ export interface RunChoices {
   readonly arrivalMs: number
   /** Ends every choice. The first failure aborts it. */
   readonly controller: AbortController
+  /** The choice has the engine's `id`. */
+  readonly onQueued: (index: number, id: number) => void
   /** All are queued: from here on a failure is not a refusal. */
   readonly onAdmitted: () => void
   readonly onChunk: (index: number, chunk: GenerateChunk) => void
@@ -28,7 +30,7 @@ export function countChoices(groups: readonly ChoiceGroup[]): number {
 export function runChoices(
   engine: ServedEngine,
   groups: readonly ChoiceGroup[],
-  { arrivalMs, controller, onAdmitted, onChunk }: RunChoices,
+  { arrivalMs, controller, onQueued, onAdmitted, onChunk }: RunChoices,
 ): Promise<void> {
   return new Promise((resolve, reject) => {
     let numOpen = countChoices(groups)
@@ -51,7 +53,8 @@ export function runChoices(
         ...request,
         ...(deadlineMs !== undefined && { deadlineMs: remainingMs(deadlineMs, arrivalMs) }),
         signal: controller.signal,
-        onQueued: () => {
+        onQueued: (id, index) => {
+          onQueued(first + index, id)
           if (--numToAdmit === 0) onAdmitted()
         },
       }

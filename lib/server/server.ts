@@ -30,6 +30,7 @@ import { detectToolFormat, THINK_OPEN, TOOL_FORMATS, type ToolFormat } from './t
 import { createTracing } from './tracing.ts'
 import {
   DEFAULT_LIMITS,
+  MAX_TOOL_PIN_MS,
   type ServedEngine,
   type ServerLimits,
   type ServerOptions,
@@ -46,7 +47,7 @@ export interface Server {
   close(): Promise<void>
 }
 
-/** ERR_USAGE for an unknown tool format. */
+/** ERR_USAGE for an unknown tool format, or a time out of range. */
 export function createServer(engine: ServedEngine, options: ServerOptions = {}): Server {
   const limits: ServerLimits = { ...DEFAULT_LIMITS, ...options.limits }
   const modelName = options.modelName ?? basename(engine.info.folder)
@@ -70,6 +71,7 @@ export function createServer(engine: ServedEngine, options: ServerOptions = {}):
     metrics,
     toolFormat: chooseToolFormat(engine, options.toolFormat ?? 'auto'),
     splitsReasoning: options.reasoning ?? hasThinkToken(engine),
+    toolPinTtlMs: checkToolPin(options.toolPinTtlMs ?? 0),
     isDraining: () => admission.isDraining,
   }
   const readiness = watchReadiness(engine, limits.stepOverdueMs, context.isDraining)
@@ -206,6 +208,11 @@ function chooseToolFormat(engine: ServedEngine, name: string): ToolFormat | unde
   if (format !== undefined) return format
   const names = TOOL_FORMATS.map((candidate) => candidate.name).join(', ')
   throw new EngineError('ERR_USAGE', `no tool format '${name}'; there are auto, none, ${names}`)
+}
+
+function checkToolPin(ttlMs: number): number {
+  if (ttlMs >= 0 && ttlMs <= MAX_TOOL_PIN_MS) return ttlMs
+  throw new EngineError('ERR_USAGE', `toolPinTtlMs must be a number from 0 to ${MAX_TOOL_PIN_MS}`)
 }
 
 function hasThinkToken({ tokenizer }: ServedEngine): boolean {

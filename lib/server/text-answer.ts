@@ -78,6 +78,10 @@ export class TextAnswer implements Answer {
     return events
   }
 
+  callsTools(): boolean {
+    return false
+  }
+
   usageEvent(usage: Usage): string {
     return `${this.#eventHead}[],"usage":${JSON.stringify(usageBody(usage))}}`
   }

@@ -18,6 +18,7 @@ export interface ServedEngine {
   tokenize(
     request: Pick<GenerateRequest, 'prompt' | 'messages' | 'tools' | 'chatTemplateKwargs'>,
   ): Promise<number[]>
+  pin(id: number, ttlMs: number): boolean
   stats(): EngineStats
   recentSteps(): readonly StepRecord[]
 }
@@ -33,6 +34,8 @@ export interface ServerOptions {
   readonly toolFormat?: string
   /** Split `<think>…</think>` from the answer. Default: when the model has a token for it. */
   readonly reasoning?: boolean
+  /** How long the KV of a turn that calls tools is kept for their answers, milliseconds. Default 0. */
+  readonly toolPinTtlMs?: number
   /** `silent`: no log. Default `info`. */
   readonly logLevel?: string
   readonly limits?: Partial<ServerLimits>
@@ -76,6 +79,8 @@ export const MAX_CHOICES = 16
 export const MAX_PROMPTS = 64
 export const MAX_STOPS = 4
 export const MAX_TOOLS = 128
+/** As long as the engine pins anything. */
+export const MAX_TOOL_PIN_MS = 3_600_000
 export const MAX_TOP_LOGPROBS = 20
 /** Ids in one request to /tokenize, /detokenize or /v1/completions. */
 export const MAX_TOKEN_IDS = 2 ** 18

@@ -6,6 +6,8 @@
 import { connect, type Socket } from 'node:net'
 import { afterEach, describe, expect, it } from 'vitest'
 import type { EngineOptions } from '../../lib/engine/types.ts'
+import { EngineError } from '../../lib/errors.ts'
+import { toApiError } from '../../lib/server/api-error.ts'
 import type { ServerOptions } from '../../lib/server/types.ts'
 import type { FakeOptions } from '../support/fake-binding.ts'
 import { eventsOf, expectBaseline, post, type Reply, send, serveFake, until } from './support.ts'
@@ -147,6 +149,13 @@ describe('clients', () => {
     }
     expect(all.filter(({ status }) => status === 200).length).toBe(12 - refused.length)
     await expectHealthy(running)
+  })
+
+  it('that ask for more than the KV cache holds: what to do, in their words', () => {
+    const what = '9 tokens need 3 KV blocks and there are 2; lower maxTokens or raise kvCacheBytes'
+    const { status, body } = toApiError(new EngineError('ERR_KV_EXHAUSTED', what))
+    expect([status, body.error.code]).toEqual([400, 'context_length_exceeded'])
+    expect(body.error.message).toContain('lower max_tokens or raise --kv-cache-bytes of the server')
   })
 
   it('that are too many, or hold too much: 429 before the body is read', async () => {

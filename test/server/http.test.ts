@@ -3,6 +3,7 @@
 import { readFileSync } from 'node:fs'
 import { Ajv2020 } from 'ajv/dist/2020.js'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { createServer } from '../../lib/server/server.ts'
 import {
   eventsOf,
   expectBaseline,
@@ -127,6 +128,27 @@ describe('chat completions', () => {
     const answer = (await chat({ messages, tools: TOOL.tools })).json
     expect(answer.choices[0].finish_reason).toBe('stop')
     expect(answer.choices[0].message.content.length).toBeGreaterThan(5)
+  })
+
+  it('keep the KV of turns that call tools, and of no others', async () => {
+    const other = await serveDemo({ toolPinTtlMs: 60_000 })
+    try {
+      const url = `${other.url}/v1/chat/completions`
+      const pinned = () => other.engine.stats().kvBlocks.pinned
+      const call = { messages: TOOL.messages, tools: TOOL.tools }
+      await post(url, { ...QUESTION, max_tokens: 20 })
+      await post(url, { ...call, pin_ttl_ms: 0 })
+      expect(pinned()).toBe(0)
+      const { json } = await post(url, call)
+      expect(json.choices[0].finish_reason).toBe('tool_calls')
+      const whole = pinned()
+      expect(whole).toBeGreaterThan(0)
+      await post(url, { ...call, stream: true, n: 2 })
+      expect(pinned()).toBe(3 * whole)
+    } finally {
+      await other.close()
+    }
+    expect(() => createServer(running.engine, { toolPinTtlMs: -1 })).toThrow('toolPinTtlMs')
   })
 
   it('offer no tools with tool_choice none', async () => {
@@ -393,10 +415,10 @@ describe('refusals', () => {
       'invalid_value',
       'guided_regex',
     ],
-    [{ ...QUESTION, guided_regex: '(?=a)' }, 'invalid_value', null],
-    [{ ...QUESTION, guided_grammar: 'root ::= (' }, 'invalid_value', null],
+    [{ ...QUESTION, guided_regex: '(?=a)' }, 'invalid_value', 'guided_regex'],
+    [{ ...QUESTION, guided_grammar: 'root ::= (' }, 'invalid_value', 'guided_grammar'],
     [{ ...QUESTION, guided_json: '{' }, 'invalid_value', 'guided_json'],
-    [{ ...QUESTION, guided_json: { multipleOf: 2 } }, 'invalid_value', null],
+    [{ ...QUESTION, guided_json: { multipleOf: 2 } }, 'invalid_value', 'guided_json'],
     [{ ...QUESTION, guided_choice: ['a'], min_tokens: 3 }, 'invalid_value', null],
     [{ ...QUESTION, tool_choice: 'required' }, 'invalid_value', 'tool_choice'],
     [{ ...TOOL, tool_choice: { type: 'custom' } }, 'unsupported_tool_choice', 'tool_choice'],

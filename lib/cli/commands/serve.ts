@@ -10,6 +10,7 @@ import {
   addSchedulerOptions,
   type EngineFlags,
   parseCount,
+  parseNumber,
   readEngineOptions,
 } from '../options.ts'
 import { note } from '../output.ts'
@@ -23,6 +24,7 @@ interface ServeFlags extends EngineFlags {
   readonly guardAll?: boolean
   readonly toolFormat: string
   readonly reasoning?: boolean
+  readonly toolPinTtl: number
   readonly logLevel: string
   readonly drain: number
   readonly maxNumSeqs?: number
@@ -85,6 +87,7 @@ async function runServe(model: string, flags: ServeFlags, interrupt: Interrupt):
       apiKeys: readKeys(flags),
       guardAll: flags.guardAll === true,
       toolFormat: flags.toolFormat,
+      toolPinTtlMs: 1000 * flags.toolPinTtl,
       logLevel: flags.logLevel,
       ...(flags.servedModelName !== undefined && { modelName: flags.servedModelName }),
       ...(flags.reasoning !== undefined && { reasoning: flags.reasoning }),
@@ -121,6 +124,7 @@ export function registerServe(program: Command, interrupt: Interrupt): void {
     .option('--tool-format <FORMAT>', 'auto, none, hermes, llama3, mistral, gpt-oss', 'auto')
     .option('--reasoning', 'split <think> from answers (default: if the model has it)')
     .option('--no-reasoning', 'leave <think> in answers')
+    .option('--tool-pin-ttl <SECONDS>', 'keep the KV of turns that call tools', parseNumber, 0)
     .option('--max-num-seqs <N>', 'sequences that run at once', parseCount)
     .option('--max-waiting <N>', 'requests that may wait', parseCount)
     .option('--drain <SECONDS>', 'time to end after a signal', parseCount, 30)

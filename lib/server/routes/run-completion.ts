@@ -54,9 +54,11 @@ export async function runCompletion(
   const { limits } = context
   let stream: EventStream | undefined
   const held = new HeldChunks()
+  const pinWhenCalling = createToolPins(context, completion)
   const take = (index: number, chunk: GenerateChunk): void => {
     const events = answer.push(index, chunk)
     stream?.send(events)
+    pinWhenCalling.onPushed(index)
   }
   const openStream = (): void => {
     reply.hijack()
@@ -93,6 +95,7 @@ export async function runCompletion(
     await runChoices(context.engine, groups, {
       arrivalMs: performance.now() - reply.elapsedTime,
       controller,
+      onQueued: (index, id) => pinWhenCalling.onQueued(index, id),
       onAdmitted: () => {
         if (isStreamed) openStream()
       },
@@ -155,6 +158,24 @@ function createUsage(groups: readonly ChoiceGroup[]) {
     get total(): Usage {
       const completionTokens = generated.reduce((sum, count) => sum + count, 0)
       return { promptTokens, completionTokens, cachedTokens }
+    },
+  }
+}
+
+/** A turn that calls tools is kept for their answers, unless the request says for how long itself. */
+function createToolPins({ engine, toolPinTtlMs }: ServerContext, completion: Completion) {
+  const { answer, groups } = completion
+  const ids: number[] = []
+  const isOff = toolPinTtlMs === 0 || groups.some(({ request }) => request.pinTtlMs !== undefined)
+  return {
+    onQueued(index: number, id: number): void {
+      if (!isOff) ids[index] = id
+    },
+    onPushed(index: number): void {
+      const id = ids[index]
+      if (id === undefined || !answer.callsTools(index)) return
+      engine.pin(id, toolPinTtlMs)
+      delete ids[index]
     },
   }
 }
