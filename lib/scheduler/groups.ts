@@ -89,6 +89,10 @@ export class SchedulerGroups {
     this.#groupOf(sequence).resume(sequence)
   }
 
+  pin(sequence: Sequence, ttlMs: number): void {
+    this.#groupOf(sequence).pin(sequence, ttlMs)
+  }
+
   queuePosition(sequence: Sequence): number {
     return this.#groupOf(sequence).queuePosition(sequence)
   }
