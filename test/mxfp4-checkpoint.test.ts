@@ -126,6 +126,16 @@ describe('an MXFP4 checkpoint', () => {
     expect(difference).toBeLessThan(Infinity)
   })
 
+  it('says what loading converts', () => {
+    using mxfp4 = folderOf(MXFP4_CONFIG, COPIES.mxfp4)
+    using meant = folderOf(CONFIG, COPIES.meant)
+    expect(loadModel(mxfp4.path)).toMatchObject({
+      weightDtype: 'bf16',
+      convertedFormats: ['mxfp4'],
+    })
+    expect(loadModel(meant.path).convertedFormats).toEqual([])
+  })
+
   it('holds the original within the rounding of the format', () => {
     const original = readTensors(`${FOLDER}/model.safetensors`)
     const values = floatsOf(original.get('model.layers.0.mlp.experts.gate_up_proj')!)

@@ -34,6 +34,7 @@ export function modelFromConfig(
     vocabSize: spec.vocabSize,
     maxPositions,
     weightDtype: dtype,
+    convertedFormats: [],
     config: Object.freeze(config),
   }
 }

@@ -23,7 +23,7 @@ import type {
   Model,
   ModelFootprint,
 } from './types.ts'
-import { checkTensors, countParameters, dominantDtype } from './weights.ts'
+import { checkTensors, convertedFormats, countParameters, dominantDtype } from './weights.ts'
 
 export { modelFromConfig } from './from-config.ts'
 export { buildLayered } from './layered.ts'
@@ -87,6 +87,7 @@ export function loadModel(folder: string): Model {
     vocabSize: spec.vocabSize,
     maxPositions,
     weightDtype: dominantDtype(spec, tensors),
+    convertedFormats: convertedFormats(spec, tensors),
     config: Object.freeze(config),
   }
 }

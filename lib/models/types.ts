@@ -6,7 +6,7 @@
 import type { PassOptions } from '../program/passes/index.ts'
 import type { Dtype, Program, ProgramLimits } from '../program/types.ts'
 import type { TensorIndex } from '../weights/safetensors.ts'
-import type { WeightManifest } from '../weights/types.ts'
+import type { ScaledFormat, WeightManifest } from '../weights/types.ts'
 import type { ExpertSlots } from './blocks.ts'
 import type { DecoderSpec } from './spec.ts'
 
@@ -26,6 +26,8 @@ export interface Model {
   readonly maxPositions: number
   /** Dtype of most of the parameters: what `precision: 'auto'` computes in. */
   readonly weightDtype: Dtype
+  /** What some weights are stored in and loading turns into bf16. */
+  readonly convertedFormats: readonly ScaledFormat[]
   /** Parsed config.json, frozen at the top. */
   readonly config: Readonly<Record<string, unknown>>
 }

@@ -11,6 +11,7 @@ import type { Dtype } from '../program/types.ts'
 import type { TensorSlice, WeightPlan } from '../weights/manifest.ts'
 import { quote, type TensorIndex } from '../weights/safetensors.ts'
 import { storedTensor } from '../weights/stored.ts'
+import type { ScaledFormat } from '../weights/types.ts'
 import type {
   AttentionSpec,
   DecoderSpec,
@@ -473,6 +474,14 @@ export function countParameters(spec: DecoderSpec): number {
     count += shape.reduce((product, size) => product * size, 1)
   }
   return count
+}
+
+/** Formats of the files that loading converts, other than plain floats. */
+export function convertedFormats(spec: DecoderSpec, index: TensorIndex): ScaledFormat[] {
+  const formats = [...expectedTensors(spec).keys()].flatMap(
+    (tensor) => storedTensor(index, tensor).scales?.format ?? [],
+  )
+  return [...new Set(formats)].sort()
 }
 
 /** The dtype that most parameters are stored in. */

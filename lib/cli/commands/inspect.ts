@@ -34,6 +34,8 @@ interface ModelReport {
   readonly architecture: string
   readonly parameters: number
   readonly weightDtype: string
+  /** Formats in the files that become bf16 at load. */
+  readonly convertedFormats: readonly string[]
   readonly vocabSize: number
   readonly hiddenSize: number
   readonly layers: number
@@ -98,6 +100,7 @@ async function inspectModel(folder: string, flags: InspectFlags): Promise<ModelR
     architecture: model.architecture,
     parameters,
     weightDtype: model.weightDtype,
+    convertedFormats: model.convertedFormats,
     vocabSize: model.vocabSize,
     hiddenSize: spec.hiddenSize,
     layers: spec.layers.length,
@@ -150,6 +153,10 @@ function formatLayouts({ layouts, maxPositions }: ModelReport): string {
   return [heading, ...rows].join('\n')
 }
 
+function describeWeights({ weightDtype, convertedFormats: formats }: ModelReport): string {
+  return formats.length === 0 ? weightDtype : `${weightDtype} (${formats.join(', ')} in the files)`
+}
+
 function formatReport(report: ModelReport): string {
   const { layers, hiddenSize, heads, kvHeads, headDim, vocabSize, tokenizerTokens } = report
   const { experts } = report
@@ -162,7 +169,7 @@ function formatReport(report: ModelReport): string {
   const unused = report.unusedTensors
   const pairs = formatPairs([
     ['architecture', report.architecture],
-    ['parameters', `${formatCount(report.parameters)}, ${report.weightDtype}`],
+    ['parameters', `${formatCount(report.parameters)}, ${describeWeights(report)}`],
     ['shape', shape],
     ...(experts ? [['experts', shapeOfExperts(experts)] as const] : []),
     ...(unused === undefined
