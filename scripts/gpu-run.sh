@@ -7,7 +7,8 @@
 #
 # --build compiles the native part here with nvcc for this GPU first. --steps lists the steps.
 # A bundle without data takes test/fixtures/golden and models from the current folder (a checkout).
-# `--device cpu` tries the script where there is no GPU: small sizes, no probe, no sanitizer.
+# `--device cpu` tries the script where there is no GPU: small sizes, no probe, no sanitizer. So does an
+# emulated GPU: NANOWEAVE_BINARY=…/build/emulated/nanoweave.node. Exits 3 where the device is not there.
 set -uo pipefail
 
 bundle=$(cd "$(dirname "$0")" && pwd)
@@ -45,7 +46,7 @@ export NANOWEAVE_COMMIT
 NANOWEAVE_COMMIT=$(cat "$bundle/COMMIT")
 export PATH=$bundle/bin:$PATH TMPDIR=$models PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 on_gpu=yes
-[[ $device == cpu ]] && on_gpu=no
+[[ $device == cpu || ${NANOWEAVE_BINARY:-} == *emulated* ]] && on_gpu=no
 start=$SECONDS
 
 # NCCL and cuBLASLt of a Python environment: the addon looks there too, but not in every layout.
@@ -128,10 +129,12 @@ build_native() {
     cp "$work/native/nanoweave_driver" "$work/native/gpu_probe" "$bundle/bin/"
 }
 export -f bench checked to_file build_native
-export node bundle device work models
+torch_device=$([[ $on_gpu == yes ]] && echo cuda || echo cpu)
+export node bundle device work models torch_device
 
 cd "$bundle" || exit 1
 if [[ $build == yes ]]; then step build 400 bash -c build_native; fi
+"$node" test/gpu/main.js --check --device "$device" || exit $?
 model=$([[ $on_gpu == yes ]] && echo 8b || echo tiny)
 export model
 
@@ -165,7 +168,7 @@ for name in $steps; do
       step model 120 bash -c '"$node" bench/make-model.js "$model" --out "$models/bench-models"'
       ;;
     logits)
-      step logits 120 bash -c 'python3 bench/peers/torch_baselines.py logits --device "${device%%:*}" \
+      step logits 120 bash -c 'python3 bench/peers/torch_baselines.py logits --device "$torch_device" \
         --model "$models/bench-models/llama-$model-seed1"'
       ;;
     engine)
@@ -199,11 +202,11 @@ for name in $steps; do
       ;;
     torch-ops)
       small=$([[ $on_gpu == yes ]] || echo --small)
-      step torch-ops 90 bash -c "python3 bench/peers/torch_baselines.py ops $small --device ${device%%:*} --out $work/torch-ops.json"
+      step torch-ops 90 bash -c "python3 bench/peers/torch_baselines.py ops $small --device $torch_device --out $work/torch-ops.json"
       ;;
     torch-engine)
       small=$([[ $on_gpu == yes ]] || echo '--small --batches 1')
-      step torch-engine 150 bash -c "python3 bench/peers/torch_baselines.py engine $small --device ${device%%:*} --model $models/bench-models/llama-$model-seed1 --out $work/torch-engine.json"
+      step torch-engine 150 bash -c "python3 bench/peers/torch_baselines.py engine $small --device $torch_device --model $models/bench-models/llama-$model-seed1 --out $work/torch-engine.json"
       ;;
     interference)
       [[ $on_gpu == yes ]] || continue

@@ -6,11 +6,14 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { checkLayout, loadModel } from '../lib/models/index.ts'
 import { BareModel } from './support/bare-model.ts'
+import { ON_CPU } from './support/device.ts'
 import { DENSE_FAMILIES, goldenFolder, maxDifference, readGolden } from './support/golden.ts'
 
 const MAX_LOGIT_DIFFERENCE = 2e-4
 const MIN_MARGIN = 1e-3
 const PARTS = [1, 2, 4]
+/** Captured graphs are a GPU's alone. */
+const GRAPHS = ON_CPU ? [true] : [true, false]
 
 for (const family of DENSE_FAMILIES) {
   const folder = goldenFolder(family)
@@ -30,11 +33,13 @@ for (const family of DENSE_FAMILIES) {
     expect(degrees).toEqual(expect.arrayContaining([1, 2, 4]))
   })
 
-  for (const tp of degrees) {
-    describe(`${family}, tp ${tp}`, () => {
+  for (const [tp, graphs] of degrees.flatMap((tp) =>
+    GRAPHS.map((graphs) => [tp, graphs] as const),
+  )) {
+    describe(`${family}, tp ${tp}${graphs ? '' : ', no graphs'}`, () => {
       let bare: BareModel
       beforeAll(async () => {
-        bare = await BareModel.load(model, { tp, parts: PARTS, maxTokens: longest })
+        bare = await BareModel.load(model, { tp, parts: PARTS, maxTokens: longest, graphs })
       })
       afterAll(() => bare?.close())
 

@@ -9,7 +9,7 @@ const options = { device: 'gpu:7', pattern: '' }
 
 function run(name: string, milliseconds = 60_000) {
   const deadlineMs = performance.now() + milliseconds
-  return runFile({ name: `fixtures/runner/${name}`, what: '' }, { ...options, deadlineMs })
+  return runFile({ name: `fixtures/runner/${name}` }, { ...options, deadlineMs })
 }
 
 it('goes on after a failure and after a crash, each in a fresh process', async () => {
@@ -37,7 +37,7 @@ it('says so when a hook throws or a file is not there', async () => {
 
 it('stops at its time limit', async () => {
   const { broken } = await run('mixed', 1)
-  expect(broken).toEqual([expect.stringContaining('time limit')])
+  expect(broken).toEqual([expect.stringContaining('its time is over')])
 })
 
 it('without a GPU: says why, and fails unless that is allowed', () => {

@@ -22,7 +22,7 @@ export interface FileOptions {
   readonly device: string
   /** Regular expression that names of tests must match; empty: all. */
   readonly pattern: string
-  /** Milliseconds since start by which everything must be over. */
+  /** Milliseconds since start by which the file must be over. */
   readonly deadlineMs: number
 }
 
@@ -52,7 +52,7 @@ function runFrom(script: string, first: number, options: FileOptions): Promise<A
   })
   const left = Math.max(1, options.deadlineMs - performance.now())
   const timer = setTimeout(() => {
-    attempt.broken.push('stopped: the time limit of the whole run is over')
+    attempt.broken.push('stopped: its time is over')
     child.kill('SIGKILL')
   }, left)
   child.on('message', (message: TestMessage) => {
@@ -77,7 +77,10 @@ function runFrom(script: string, first: number, options: FileOptions): Promise<A
   })
 }
 
-export async function runFile({ name }: SuiteFile, options: FileOptions): Promise<FileResult> {
+export async function runFile(
+  { name }: Pick<SuiteFile, 'name'>,
+  options: FileOptions,
+): Promise<FileResult> {
   const script = scriptOf(`../${name}`)
   const results: TestResult[] = []
   const broken: string[] = []

@@ -5,6 +5,7 @@
  *                       [--limit SECONDS] [--json FILE] [--allow-no-gpu]
  *
  * Exits 0 when everything passed, 1 when something failed, 3 without a GPU (0 with --allow-no-gpu).
+ * `--check` runs nothing: it says whether the device is there. Each file has its share of the time.
  * `--device cpu` runs the same on the CPU, which shows that the runner itself works.
  */
 
@@ -12,7 +13,7 @@ import { writeFileSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import { loadBinding } from '../../lib/native/load.ts'
 import { type FileResult, runFile } from './file-run.ts'
-import { SUITE } from './suite.ts'
+import { SUITE, type SuiteFile } from './suite.ts'
 
 const EXIT_FAILED = 1
 const EXIT_USAGE = 2
@@ -26,6 +27,7 @@ const { values } = parseArgs({
     limit: { type: 'string', default: '3600' },
     json: { type: 'string' },
     'allow-no-gpu': { type: 'boolean', default: false },
+    check: { type: 'boolean', default: false },
   },
 })
 
@@ -60,6 +62,27 @@ function printFile(result: FileResult, seconds: number): void {
   for (const error of result.broken) print(`  BROKEN ${error.replaceAll('\n', '\n    ')}`)
 }
 
+/** The first file's part of the time that is left for all of them. */
+function shareOf(files: readonly SuiteFile[]): number {
+  return files[0]!.share / files.reduce((sum, { share }) => sum + share, 0)
+}
+
+function sumUp(files: readonly FileResult[]) {
+  const counts = files.map(countStates)
+  const sum = (of: 'passed' | 'failed' | 'skipped') => counts.reduce((n, one) => n + one[of], 0)
+  return {
+    totals: { passed: sum('passed'), failed: sum('failed'), skipped: sum('skipped') },
+    notRun: files.reduce((n, { notRun }) => n + notRun, 0),
+  }
+}
+
+/** After every file: a run that is killed leaves what it has shown. */
+function writeReport(files: readonly FileResult[], left: readonly string[]): void {
+  if (values.json === undefined) return
+  const report = { version: 1, device: values.device, ...sumUp(files), left, files }
+  writeFileSync(values.json, `${JSON.stringify(report, null, 2)}\n`)
+}
+
 async function runSuite(): Promise<number> {
   const only = values.files?.split(',')
   const unknown = only?.filter((name) => !SUITE.some((file) => file.name === name)) ?? []
@@ -70,36 +93,34 @@ async function runSuite(): Promise<number> {
     return EXIT_USAGE
   }
   const why = whyMissing(values.device)
+  if (values.check && why === undefined) return 0
+  if (values.check) {
+    process.stderr.write(`${why}\n`)
+    return EXIT_UNSUPPORTED
+  }
   if (why !== undefined) {
     for (const { name, what } of SUITE) print(`skipped ${name} (${what}): ${why}`)
     print(`0 passed, 0 failed, ${SUITE.length} files skipped`)
     return values['allow-no-gpu'] ? 0 : EXIT_UNSUPPORTED
   }
   const deadlineMs = performance.now() + Number(values.limit) * 1000
-  const options = { device: values.device, pattern: values.only, deadlineMs }
   const finished: FileResult[] = []
   const left: string[] = []
-  for (const file of SUITE) {
-    if (only !== undefined && !only.includes(file.name)) {
-      left.push(`${file.name}: not asked for`)
-    } else if (performance.now() >= deadlineMs) {
-      left.push(`${file.name}: the time limit of ${values.limit} s is over`)
-    } else {
-      const start = performance.now()
-      const result = await runFile(file, options)
-      printFile(result, (performance.now() - start) / 1000)
-      finished.push(result)
-    }
+  const wanted = SUITE.filter(({ name }) => only === undefined || only.includes(name))
+  for (const file of SUITE) if (!wanted.includes(file)) left.push(`${file.name}: not asked for`)
+  for (const [index, file] of wanted.entries()) {
+    const start = performance.now()
+    const result = await runFile(file, {
+      device: values.device,
+      pattern: values.only,
+      deadlineMs: start + (deadlineMs - start) * shareOf(wanted.slice(index)),
+    })
+    printFile(result, (performance.now() - start) / 1000)
+    finished.push(result)
+    writeReport(finished, left)
   }
-  const counts = finished.map(countStates)
-  const sum = (of: 'passed' | 'failed' | 'skipped') => counts.reduce((n, one) => n + one[of], 0)
-  const totals = { passed: sum('passed'), failed: sum('failed'), skipped: sum('skipped') }
-  const notRun = finished.reduce((n, { notRun }) => n + notRun, 0)
   for (const line of left) print(`skipped ${line}`)
-  if (values.json !== undefined) {
-    const report = { version: 1, device: values.device, totals, notRun, left, files: finished }
-    writeFileSync(values.json, `${JSON.stringify(report, null, 2)}\n`)
-  }
+  const { totals, notRun } = sumUp(finished)
   print(
     `${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped, ${notRun} not run on ${values.device}`,
   )

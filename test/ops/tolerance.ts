@@ -52,6 +52,32 @@ export function expectClose(
   }
 }
 
+/** Relative error of a model's logits in 16 bits, against the reference in float32. */
+const HALF_GOLDEN = { bf16: 3e-2, f16: 4e-3 } as const
+
+/** Logits [tokens][vocab] of a model that computes in 16 bits. */
+export function expectHalfGolden(
+  actual: readonly Float32Array[],
+  expected: readonly Float32Array[],
+  dtype: keyof typeof HALF_GOLDEN,
+): void {
+  expect(actual.length).toBe(expected.length)
+  let squares = 0
+  let errors = 0
+  actual.forEach((row, index) => {
+    const wanted = expected[index]!
+    expect(row.length).toBe(wanted.length)
+    row.forEach((logit, token) => {
+      squares += wanted[token]! ** 2
+      errors += (logit - wanted[token]!) ** 2
+    })
+  })
+  const relative = Math.sqrt(errors / squares)
+  // Written so that NaN fails.
+  if (!(relative <= HALF_GOLDEN[dtype]))
+    expect.fail(`logits: relative error ${relative}, at most ${HALF_GOLDEN[dtype]} in ${dtype}`)
+}
+
 /** Bytes of several ranks, runs or forms of one computation. */
 export function expectAgree(outputs: readonly Uint8Array[]): void {
   const first = Buffer.from(outputs[0]!)

@@ -18,6 +18,8 @@
 
 namespace {
 
+constexpr int kRunsBetweenSigns = 50;  // of life, on stderr
+
 char running[256];
 
 // An access past the end of an operand or of shared memory hits a guard page.
@@ -85,6 +87,8 @@ int main(int argc, char** argv) {
     double error = 0, seconds = 0;
   };
   std::map<std::string, Row> table;
+  int runs = 0;
+  const auto begin = std::chrono::steady_clock::now();
   for (const OpCase& op_case : cases) {
     const std::string label = op_case.program.ops.back().kind + " " + op_case.name;
     if (label.find(options.filter) == std::string::npos) continue;
@@ -101,6 +105,10 @@ int main(int argc, char** argv) {
       row.seconds += took.count();
       if (options.times) std::printf("%8.2f s  %s, seed %d\n", took.count(), label.c_str(), seed);
       ++row.cases;
+      if (++runs % kRunsBetweenSigns == 0)
+        std::fprintf(
+            stderr, "%d runs, now %s, %.0f s\n", runs, label.c_str(),
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
       row.error = std::max(row.error, result.error);
       if (result.ok) continue;
       ++row.wrong;
