@@ -13,7 +13,7 @@ set -uo pipefail
 
 bundle=$(cd "$(dirname "$0")" && pwd)
 from=$PWD
-OUT=${OUT:-$bundle/out}
+OUT=$(realpath -m "${OUT:-$bundle/out}")
 only='' skip='' limit=570 device=cuda:0 build=no
 steps='facts peaks test model logits engine suites collectives torch-ops sanitize torch-engine interference'
 while [[ $# -gt 0 ]]; do
@@ -32,12 +32,16 @@ for name in ${only//,/ } ${skip//,/ }; do
 done
 
 mkdir -p "$OUT"
-work=$(mktemp -d "${TMPDIR:-/tmp}/nanoweave-gpu.XXXXXX")
+# What the steps leave, as they leave it: a run that is killed can still be collected (the last line).
+work=$OUT/reports
+rm -rf "$work"
+mkdir -p "$work"
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/nanoweave-gpu.XXXXXX")
 # The 8 B model needs 17 GB: memory-backed where there is room, so that no disk is measured.
-models=$work
+models=$scratch
 shm_kb=$(df -k --output=avail /dev/shm 2>/dev/null | tail -1)
 [[ ${shm_kb:-0} -gt 40000000 ]] && models=$(mktemp -d /dev/shm/nanoweave-gpu.XXXXXX)
-trap 'rm -rf "$work" "$models"' EXIT
+trap 'rm -rf "$scratch" "$models"' EXIT
 log=$OUT/gpu-run.log
 : >"$log"
 
@@ -46,7 +50,10 @@ export NANOWEAVE_COMMIT
 NANOWEAVE_COMMIT=$(cat "$bundle/COMMIT")
 export PATH=$bundle/bin:$PATH TMPDIR=$models PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 on_gpu=yes
-[[ $device == cpu || ${NANOWEAVE_BINARY:-} == *emulated* ]] && on_gpu=no
+if [[ $device == cpu || ${NANOWEAVE_BINARY:-} == *emulated* ]]; then
+  on_gpu=no
+  export NANOWEAVE_EMULATION_MEMORY=${NANOWEAVE_EMULATION_MEMORY:-2048}  # MiB: the smallest bench
+fi
 start=$SECONDS
 
 # NCCL and cuBLASLt of a Python environment: the addon looks there too, but not in every layout.
@@ -115,7 +122,7 @@ bench() { # NAME SUITE ARGUMENTS...
 
 checked() { # TOOL
   compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
-    "$bundle/bin/nanoweave_driver" cases "$work/cases"
+    "$bundle/bin/nanoweave_driver" cases "$scratch/cases"
 }
 
 build_native() {
@@ -123,14 +130,14 @@ build_native() {
   capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1) || return 1
   architecture=${capability/./}-real
   [[ $architecture == 90-real ]] && architecture=90a-real
-  "$bundle/scripts/build-native-stage.sh" "$work/native" ON "$architecture" "$(nproc)" \
+  "$bundle/scripts/build-native-stage.sh" "$scratch/native" ON "$architecture" "$(nproc)" \
     "$bundle/include/node-api-headers" "$bundle/include/node-addon-api" &&
-    cp "$work/native/nanoweave.node" "$bundle/build/Release/" &&
-    cp "$work/native/nanoweave_driver" "$work/native/gpu_probe" "$bundle/bin/"
+    cp "$scratch/native/nanoweave.node" "$bundle/build/Release/" &&
+    cp "$scratch/native/nanoweave_driver" "$scratch/native/gpu_probe" "$bundle/bin/"
 }
 export -f bench checked to_file build_native
 torch_device=$([[ $on_gpu == yes ]] && echo cuda || echo cpu)
-export node bundle device work models torch_device
+export node bundle device work scratch models torch_device
 
 cd "$bundle" || exit 1
 if [[ $build == yes ]]; then step build 400 bash -c build_native; fi
@@ -148,7 +155,8 @@ for name in $steps; do
       ;;
     peaks)
       [[ $on_gpu == yes ]] || continue
-      step peaks 60 bash -c 'to_file "$models/bench-peaks-gpu.json" "$bundle/bin/gpu_probe" peaks'
+      step peaks 60 bash -c 'to_file "$models/bench-peaks-gpu.json" "$bundle/bin/gpu_probe" peaks &&
+        cp "$models/bench-peaks-gpu.json" "$work/peaks.json"'
       ;;
     test)
       step test 240 "$node" test/gpu/main.js --device "$device" --limit 230 --json "$OUT/test-gpu.json"
@@ -159,7 +167,8 @@ for name in $steps; do
         echo 'sanitize skipped: no compute-sanitizer on the PATH' | tee -a "$log"
         continue
       fi
-      step record-cases 30 "$node" test/gpu/record-cases.js "$work/cases" --device "$device"
+      step record-cases 30 env NANOWEAVE_TEST_DEVICE="$device" \
+        "$node" test/gpu/record-cases.js "$scratch/cases"
       for tool in memcheck racecheck synccheck; do
         step "$tool" 90 bash -c "checked $tool"
       done
@@ -215,5 +224,4 @@ for name in $steps; do
   esac
 done
 
-[[ -f $models/bench-peaks-gpu.json ]] && cp "$models/bench-peaks-gpu.json" "$work/peaks.json"
 "$node" bench/gpu/collect.js "$work" "$OUT"

@@ -2,12 +2,11 @@
  * Records small op cases for the native driver (`nanoweave_driver cases FOLDER`), which runs them under
  * compute-sanitizer: a checker of device memory needs no JavaScript engine in its process.
  *
- *   tsx test/gpu/record-cases.ts FOLDER [--device cuda:0]
+ *   NANOWEAVE_TEST_DEVICE=cuda:0 tsx test/gpu/record-cases.ts FOLDER
  */
 
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
-import { parseArgs } from 'node:util'
 import { STEP_SECTION } from '../../lib/engine/step.ts'
 import { ARENA_ALIGNMENT } from '../../lib/program/memory.ts'
 import { maxBytes } from '../../lib/program/shapes.ts'
@@ -17,6 +16,7 @@ import { MATMUL_CASES } from '../ops/matmul.cases.ts'
 import type { OpCase } from '../ops/op-case.ts'
 import { ROPE_CASES } from '../ops/rope.cases.ts'
 import { ROW_CASES } from '../ops/rows.cases.ts'
+import { TEST_DEVICE } from '../support/device.ts'
 import { encode } from '../support/elements.ts'
 import {
   encodeStep,
@@ -70,13 +70,9 @@ function prepare(opCase: OpCase): Recorded {
   return { name: opCase.name, bytes, save }
 }
 
-const { values, positionals } = parseArgs({
-  allowPositionals: true,
-  options: { device: { type: 'string', default: 'cuda:0' } },
-})
-const [target] = positionals
+const [, , target] = process.argv
 if (target === undefined) {
-  process.stderr.write('usage: tsx test/gpu/record-cases.ts FOLDER [--device cuda:0]\n')
+  process.stderr.write('usage: tsx test/gpu/record-cases.ts FOLDER\n')
   process.exit(2)
 }
 rmSync(target, { recursive: true, force: true })
@@ -91,7 +87,7 @@ const small = all.filter(({ bytes }) => bytes <= MAX_BYTES)
 for (const [index, recorded] of small.entries()) {
   const plain = recorded.name.replace(/[^a-zA-Z0-9]+/g, '-').slice(0, 80)
   const folder = path.resolve(target, `${String(index).padStart(3, '0')}-${plain}`)
-  recorded.save(folder, values.device)
+  recorded.save(folder, TEST_DEVICE)
 }
 process.stdout.write(
   `${small.length} cases recorded, ${all.length - small.length} left out as large\n`,

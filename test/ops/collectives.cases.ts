@@ -13,6 +13,7 @@ import { reduceScatter } from '../../lib/ops/reduce-scatter.ts'
 import { stall } from '../../lib/ops/stall.ts'
 import type { ProgramBuilder } from '../../lib/program/builder.ts'
 import type { Dtype } from '../../lib/program/types.ts'
+import { ON_CPU } from '../support/device.ts'
 import {
   ACT_DTYPES,
   builderFor,
@@ -257,15 +258,24 @@ function repeatedNormCase(rows: number, world: number, form: CollectiveForm): Op
 /** 37 rows: an empty part, a part with fewer rows than ranks, parts above and below two-shot size. */
 const PARTS = [0, 2, 2, 5, 37]
 
-const SHAPES: readonly CollectiveCase[] = [
-  { rows: 1, cols: 1, dtype: 'f32', world: 1 },
-  { rows: 1, cols: 13, dtype: 'f32', world: 2 },
-  { rows: 7, cols: 100, dtype: 'bf16', world: 4, late: 2 },
-  { rows: 31, cols: 64, dtype: 'f16', world: 2 },
-  { rows: 37, cols: 24, dtype: 'f32', world: 4, late: 0 },
-  { rows: 37, cols: 24, dtype: 'bf16', world: 4, parts: PARTS },
-  { rows: 37, cols: 13, dtype: 'f32', world: 2, parts: PARTS, late: 1 },
-]
+/** Collectives on CUDA take rows of whole 16 bytes: there the widths are the next ones that are. */
+function widthOnDevice(shape: CollectiveCase): CollectiveCase {
+  if (ON_CPU) return shape
+  const columns = shape.dtype === 'f32' ? 4 : 8
+  return { ...shape, cols: Math.ceil(shape.cols / columns) * columns }
+}
+
+const SHAPES: readonly CollectiveCase[] = (
+  [
+    { rows: 1, cols: 1, dtype: 'f32', world: 1 },
+    { rows: 1, cols: 13, dtype: 'f32', world: 2 },
+    { rows: 7, cols: 100, dtype: 'bf16', world: 4, late: 2 },
+    { rows: 31, cols: 64, dtype: 'f16', world: 2 },
+    { rows: 37, cols: 24, dtype: 'f32', world: 4, late: 0 },
+    { rows: 37, cols: 24, dtype: 'bf16', world: 4, parts: PARTS },
+    { rows: 37, cols: 13, dtype: 'f32', world: 2, parts: PARTS, late: 1 },
+  ] as const
+).map(widthOnDevice)
 
 export const COLLECTIVE_CASES: readonly OpCase[] = [
   ...SHAPES.flatMap((c) => [

@@ -14,6 +14,9 @@ import { encodeStep, OpRuntime, placeApart, splitIntoParts, usableIsas } from '.
 import { builderFor, randomValues, rowsStep } from './op-case.ts'
 import { expectAgree, expectExact } from './tolerance.ts'
 
+/** A row of bf16 that CUDA takes: 16 bytes. */
+const SHORT_ROW = 8
+
 const ROWS = 45
 const COLS = 104
 
@@ -77,24 +80,25 @@ describe.each(usableIsas())('%s', (cpuIsa) => {
   test('all_reduce adds in rank order, in float32, and rounds once', async () => {
     const world = 4
     const builder = builderFor(1, world)
-    const x = builder.arena('x', 'bf16', ['T', 1])
-    const y = builder.arena('y', 'bf16', ['T', 1])
+    const x = builder.arena('x', 'bf16', ['T', SHORT_ROW])
+    const y = builder.arena('y', 'bf16', ['T', SHORT_ROW])
+    const row = (value: number) => Array<number>(SHORT_ROW).fill(value)
     builder.add('op', allReduce({ x, y }))
     const runtime = await OpRuntime.open(placeApart(builder), { cpuIsa })
     try {
       // 1 + 2^-9 twice: rounded after each addition the small terms would be lost.
       const partials = [1, 2 ** -9, 2 ** -9, 2 ** -30]
-      for (let rank = 0; rank < world; rank++) await runtime.write('x', rank, [partials[rank]!])
+      for (let rank = 0; rank < world; rank++) await runtime.write('x', rank, row(partials[rank]!))
       await runtime.submit(encodeStep(new Map([[STEP_SECTION.partBounds, [0, 1]], ...rowsStep(1)])))
       for (let rank = 0; rank < world; rank++) {
         // 1 + 2^-8 in float32, half way between bf16 neighbours: ties to even, which is 1.
-        expectExact((await runtime.read('y', rank)).subarray(0, 1), [1])
+        expectExact((await runtime.read('y', rank)).subarray(0, SHORT_ROW), row(1))
       }
       // In another order of ranks 2^24 + 1 + 1 would be 2^24 + 2.
       const order = [2 ** 24, 1, 1, -(2 ** 24)]
-      for (let rank = 0; rank < world; rank++) await runtime.write('x', rank, [order[rank]!])
+      for (let rank = 0; rank < world; rank++) await runtime.write('x', rank, row(order[rank]!))
       await runtime.submit(encodeStep(new Map([[STEP_SECTION.partBounds, [0, 1]], ...rowsStep(1)])))
-      expectExact((await runtime.read('y', 3)).subarray(0, 1), [0])
+      expectExact((await runtime.read('y', 3)).subarray(0, SHORT_ROW), row(0))
     } finally {
       await runtime.close()
     }

@@ -110,27 +110,22 @@ const BROKEN: readonly (readonly [string, readonly OpCase[], string, Change])[] 
   [
     'a gather as wide as its input',
     COLLECTIVE_CASES,
-    'all_gather [1, 13',
-    changeBuffer('y', { shape: ['T', 13] }),
+    'all_gather [31, 64]',
+    (program) => changeBuffer('y', { shape: program.buffers[0]!.shape })(program),
   ],
   [
     'a sum in place, which peers still read',
     COLLECTIVE_CASES,
-    'all_reduce [1, 1]',
+    'all_reduce [1,',
     changeOp((op) => ({ outputs: [op.inputs[0]!] })),
   ],
   [
     'partials that are the residual',
     COLLECTIVE_CASES,
-    'all_reduce_rms_norm [1, 1]',
+    'all_reduce_rms_norm [1,',
     changeOp((op) => ({ inputs: [op.inputs[1]!, ...op.inputs.slice(1)] })),
   ],
-  [
-    'an unknown form',
-    COLLECTIVE_CASES,
-    'all_reduce_rms_norm [1, 1]',
-    setAttr('form', 'three_shot'),
-  ],
+  ['an unknown form', COLLECTIVE_CASES, 'all_reduce_rms_norm [1,', setAttr('form', 'three_shot')],
   ['no row groups', OVERLAP_CASES, 'matmul_all_reduce [1, 8]', setAttr('groups', 0)],
   ['too many row groups', OVERLAP_CASES, 'all_gather_rows [1, 8]', setAttr('groups', 9)],
   [
