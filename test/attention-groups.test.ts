@@ -8,7 +8,12 @@ import { afterEach, describe, expect, it } from 'vitest'
 import { Engine, type EngineOptions } from '../lib/index.ts'
 import { type GroupedStep, SchedulerGroups } from '../lib/scheduler/groups.ts'
 import { createPolicy } from '../lib/scheduler/policies/index.ts'
-import { createForkGroup, createSequence, type ForkGroup } from '../lib/scheduler/sequence.ts'
+import {
+  createForkGroup,
+  createSequence,
+  type ForkGroup,
+  type Sequence,
+} from '../lib/scheduler/sequence.ts'
 import { createMetrics } from '../lib/server/metrics.ts'
 import { codeOf } from './support/fake-engine.ts'
 import { EXPERT_FAMILIES, goldenFolder, maxDifference, readGolden } from './support/golden.ts'
@@ -133,6 +138,55 @@ describe('SchedulerGroups', () => {
     expect(groups.add(tokens(8, 900)).attentionGroup).toBe(0)
     groups.drain()
   })
+})
+
+describe('random traces over groups', () => {
+  it.each([1, 2, 3, 4, 5])(
+    'every sequence ends once, and every group ends empty: seed %i',
+    (seed) => {
+      const random = createRandom(seed)
+      for (let trial = 0; trial < 20; trial++) {
+        const groups = new Groups(random.int(1, 4), 8)
+        const added: Sequence[] = []
+        const inFlight: GroupedStep[] = []
+        let refused = 0
+        for (let turn = 0; turn < 60; turn++) {
+          const choice = random.next()
+          if (choice < 0.35) {
+            const prompt = tokens(random.int(1, 60), 100 * random.int(1, 6))
+            const forks = random.next() < 0.2 ? createForkGroup() : undefined
+            try {
+              for (let fork = 0; fork < (forks ? 3 : 1); fork++)
+                added.push(groups.add(prompt, forks))
+            } catch (error) {
+              expect(error).toMatchObject({ code: 'ERR_QUEUE_FULL' })
+              refused++
+            }
+          } else if (choice < 0.45 && added.length > 0) {
+            groups.scheduler.end(added[random.int(0, added.length - 1)]!, 'cancelled')
+          } else if (inFlight.length < 2) {
+            const step = groups.scheduler.plan(turn)
+            if (step !== undefined) inFlight.push(step)
+          } else {
+            groups.settle(inFlight.shift()!)
+          }
+          for (const step of inFlight)
+            step.plans.forEach((plan, group) => {
+              for (const { attentionGroup } of plan?.seqs.slice(0, plan.numSeqs) ?? [])
+                expect(attentionGroup).toBe(group)
+            })
+        }
+        for (const step of inFlight) groups.settle(step)
+        groups.drain()
+        expect(added.length + refused).toBeGreaterThan(0)
+        for (const { state } of added) expect(state).toBe('ended')
+        for (const { running, waiting, blocks } of groups.scheduler.stats()) {
+          expect([running, waiting, blocks.used]).toEqual([0, 0, 0])
+          expect(blocks.free + blocks.cached).toBe(blocks.total)
+        }
+      }
+    },
+  )
 })
 
 const engines: Engine[] = []
