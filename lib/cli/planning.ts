@@ -2,22 +2,14 @@
 
 import { existsSync, readFileSync } from 'node:fs'
 import { EngineError } from '../errors.ts'
-import {
-  buildLayered,
-  type ExpertSizes,
-  loadModel,
-  type Model,
-  modelPreset,
-} from '../models/index.ts'
-import { withExperts } from '../planner/experts.ts'
+import { buildLayered, loadModel, type Model, modelPreset } from '../models/index.ts'
 import { type Hardware, parseHardware } from '../planner/hardware.ts'
 import { findHardware, hardwarePreset } from '../planner/presets.ts'
-import { type LayeredProgram, mapLayered } from '../program/layered.ts'
+import type { LayeredProgram } from '../program/layered.ts'
 
 export interface PlannedModel {
   readonly name: string
   readonly model: Model
-  readonly experts: ExpertSizes | undefined
 }
 
 /** Exactly one of a folder and a preset's name. */
@@ -26,11 +18,14 @@ export function findModel(folder: string | undefined, preset: string | undefined
     throw new EngineError('ERR_USAGE', 'name a model folder or a --preset, one of the two')
   }
   if (preset !== undefined) {
-    const { name, model, experts } = modelPreset(preset)
-    return { name, model, experts }
+    const { name, model } = modelPreset(preset)
+    return { name, model }
   }
-  const model = loadModel(folder!)
-  return { name: folder!, model, experts: undefined }
+  return { name: folder!, model: loadModel(folder!) }
+}
+
+export function hasExperts({ model }: PlannedModel): boolean {
+  return model.spec.layers.some(({ feedForward }) => feedForward.kind === 'experts')
 }
 
 /** A preset's name, or the path of a tune file. */
@@ -43,12 +38,13 @@ export function findMachine(text: string): Hardware {
 
 /** The model's serial programs for a layout; large limits: only costs are asked for. */
 export function plannedProgram(
-  { model, experts }: PlannedModel,
+  { model }: PlannedModel,
   layout: { readonly tensorParallel: number; readonly expertsOverRanks: boolean },
 ): LayeredProgram {
   const { tensorParallel, expertsOverRanks } = layout
-  const layered = buildLayered(model, {
+  return buildLayered(model, {
     tensorParallel,
+    expertParallel: expertsOverRanks ? tensorParallel : 1,
     precision: 'auto',
     limits: {
       maxTokens: 65536,
@@ -60,8 +56,4 @@ export function plannedProgram(
       numSlots: 0,
     },
   })
-  if (experts === undefined) return layered
-  return mapLayered(layered, (program) =>
-    withExperts(program, { ...experts, overRanks: expertsOverRanks }),
-  )
 }

@@ -28,7 +28,6 @@ import { checkTensors, convertedFormats, countParameters, dominantDtype } from '
 export { modelFromConfig } from './from-config.ts'
 export { buildLayered } from './layered.ts'
 export {
-  type ExpertSizes,
   findModelPreset,
   type ModelPreset,
   modelPreset,

@@ -15,7 +15,9 @@ export function buildLayered(model: Model, options: SerialOptions): LayeredProgr
   const build = (count: number) => {
     const taken = Array.from({ length: count }, (_, layer) => layers[layer % layers.length]!)
     const shallow = { ...model, spec: { ...model.spec, layers: taken } }
-    return buildModel(shallow, options).program
+    // The first layers may have no experts to be spread.
+    const hasExperts = taken.some(({ feedForward }) => feedForward.kind === 'experts')
+    return buildModel(shallow, hasExperts ? options : { ...options, expertParallel: 1 }).program
   }
   return { short: build(period), long: build(2 * period), period, numLayers: layers.length }
 }

@@ -1,6 +1,6 @@
 /**
  * Published models by name, for `plan` and `simulate`: the fields of their config.json that decide
- * sizes. Experts are given beside the config of the decoder they belong to.
+ * sizes.
  */
 
 import { EngineError } from '../errors.ts'
@@ -8,24 +8,15 @@ import type { JsonObject } from '../weights/json.ts'
 import { modelFromConfig } from './from-config.ts'
 import type { Model } from './types.ts'
 
-/** Routed experts in place of every layer's feed-forward; not where the config has experts itself. */
-export interface ExpertSizes {
-  readonly count: number
-  /** Experts that a token chooses. */
-  readonly choices: number
-  readonly intermediateSize: number
-}
-
 export interface ModelPreset {
   readonly name: string
   readonly model: Model
-  readonly experts?: ExpertSizes
 }
 
 interface PresetConfig {
   readonly config: JsonObject
+  /** Of the weights as they are computed with. */
   readonly dtype: 'bf16' | 'f16'
-  readonly experts?: ExpertSizes
 }
 
 const LLAMA_3 = {
@@ -38,7 +29,9 @@ const LLAMA_3 = {
   tie_word_embeddings: false,
 }
 const MIXTRAL = {
-  architectures: ['MistralForCausalLM'],
+  architectures: ['MixtralForCausalLM'],
+  num_local_experts: 8,
+  num_experts_per_tok: 2,
   hidden_act: 'silu',
   rope_theta: 1000000,
   rms_norm_eps: 1e-5,
@@ -46,7 +39,12 @@ const MIXTRAL = {
   tie_word_embeddings: false,
 }
 const QWEN_3 = {
-  architectures: ['Qwen3ForCausalLM'],
+  architectures: ['Qwen3MoeForCausalLM'],
+  num_experts: 128,
+  num_experts_per_tok: 8,
+  norm_topk_prob: true,
+  decoder_sparse_step: 1,
+  mlp_only_layers: [],
   hidden_act: 'silu',
   vocab_size: 151936,
   rope_theta: 1000000,
@@ -56,6 +54,7 @@ const QWEN_3 = {
   num_key_value_heads: 4,
   tie_word_embeddings: false,
 }
+
 const GPT_OSS = {
   architectures: ['GptOssForCausalLM'],
   hidden_act: 'silu',
@@ -140,7 +139,6 @@ const PRESETS: Readonly<Record<string, PresetConfig>> = {
   },
   'mixtral-8x7b': {
     dtype: 'bf16',
-    experts: { count: 8, choices: 2, intermediateSize: 14336 },
     config: {
       ...MIXTRAL,
       vocab_size: 32000,
@@ -154,7 +152,6 @@ const PRESETS: Readonly<Record<string, PresetConfig>> = {
   },
   'mixtral-8x22b': {
     dtype: 'bf16',
-    experts: { count: 8, choices: 2, intermediateSize: 16384 },
     config: {
       ...MIXTRAL,
       vocab_size: 32768,
@@ -168,9 +165,9 @@ const PRESETS: Readonly<Record<string, PresetConfig>> = {
   },
   'qwen3-30b-a3b': {
     dtype: 'bf16',
-    experts: { count: 128, choices: 8, intermediateSize: 768 },
     config: {
       ...QWEN_3,
+      moe_intermediate_size: 768,
       hidden_size: 2048,
       intermediate_size: 6144,
       num_hidden_layers: 48,
@@ -179,15 +176,61 @@ const PRESETS: Readonly<Record<string, PresetConfig>> = {
   },
   'qwen3-235b-a22b': {
     dtype: 'bf16',
-    experts: { count: 128, choices: 8, intermediateSize: 1536 },
     config: {
       ...QWEN_3,
+      moe_intermediate_size: 1536,
       hidden_size: 4096,
       intermediate_size: 12288,
       num_hidden_layers: 94,
       num_attention_heads: 64,
     },
   },
+  // Published in fp8 with factors for blocks; computed with in bf16.
+  'deepseek-v3': {
+    dtype: 'bf16',
+    config: {
+      architectures: ['DeepseekV3ForCausalLM'],
+      hidden_act: 'silu',
+      vocab_size: 129280,
+      hidden_size: 7168,
+      intermediate_size: 18432,
+      moe_intermediate_size: 2048,
+      num_hidden_layers: 61,
+      num_attention_heads: 128,
+      num_key_value_heads: 128,
+      q_lora_rank: 1536,
+      kv_lora_rank: 512,
+      qk_nope_head_dim: 128,
+      qk_rope_head_dim: 64,
+      v_head_dim: 128,
+      n_routed_experts: 256,
+      n_shared_experts: 1,
+      num_experts_per_tok: 8,
+      n_group: 8,
+      topk_group: 4,
+      first_k_dense_replace: 3,
+      moe_layer_freq: 1,
+      scoring_func: 'sigmoid',
+      topk_method: 'noaux_tc',
+      norm_topk_prob: true,
+      routed_scaling_factor: 2.5,
+      rms_norm_eps: 1e-6,
+      rope_theta: 10000,
+      rope_scaling: {
+        type: 'yarn',
+        factor: 40,
+        beta_fast: 32,
+        beta_slow: 1,
+        mscale: 1,
+        mscale_all_dim: 1,
+        original_max_position_embeddings: 4096,
+      },
+      max_position_embeddings: 163840,
+      attention_bias: false,
+      tie_word_embeddings: false,
+    },
+  },
+  // Published in MXFP4; computed with in bf16.
   'gpt-oss-20b': {
     dtype: 'bf16',
     config: { ...GPT_OSS, num_hidden_layers: 24, num_local_experts: 32 },
@@ -204,9 +247,8 @@ export function modelPresetNames(): string[] {
 
 export function findModelPreset(name: string): ModelPreset | undefined {
   if (!Object.hasOwn(PRESETS, name)) return undefined
-  const { config, dtype, experts } = PRESETS[name]!
-  const model = modelFromConfig(name, config, dtype)
-  return { name, model, ...(experts !== undefined && { experts }) }
+  const { config, dtype } = PRESETS[name]!
+  return { name, model: modelFromConfig(name, config, dtype) }
 }
 
 /** ERR_USAGE lists the presets. */

@@ -10,6 +10,12 @@ export type Collective = 'all_reduce' | 'reduce_scatter' | 'all_gather'
 /** A switch pays from three ranks on; two exchange their halves directly. */
 const MIN_MULTICAST_RANKS = 3
 
+/** Bytes that a rank reads from its peers, or stores to them, over the links between devices. */
+export function peerSeconds({ interconnect }: Hardware, bytes: number): number {
+  if (bytes === 0) return 0
+  return interconnect.latencySeconds + bytes / interconnect.busBytesPerSecond
+}
+
 export function collectiveSeconds(
   hardware: Hardware,
   collective: Collective,

@@ -5,52 +5,28 @@
  */
 
 import { EngineError } from '../errors.ts'
-import { DTYPE_BYTES, type Program, type ProgramBuffer, type ProgramOp } from '../program/types.ts'
-import { combineBytes, dispatchBytes, expertGluBytes, expertMatmulShape } from './expert-cost.ts'
-import type { Hardware } from './hardware.ts'
+import { DTYPE_BYTES, type Program, type ProgramBuffer } from '../program/types.ts'
 import {
-  type GroupedShape,
-  groupedMatmulBytes,
-  groupedMatmulSeconds,
-  type MatmulShape,
-  matmulBytes,
-  matmulSeconds,
-} from './matmul-cost.ts'
+  bufferOf,
+  type CostContext,
+  type CostFunction,
+  colsOf,
+  memoryBound,
+  NOTHING,
+  type OpCost,
+  partsOf,
+  rowsOf,
+  seenBytes,
+  streaming,
+} from './cost-context.ts'
+import { EXPERT_COSTS } from './expert-cost.ts'
+import type { Hardware } from './hardware.ts'
+import { type MatmulShape, matmulBytes, matmulSeconds } from './matmul-cost.ts'
 import { type Collective, collectiveSeconds } from './network-cost.ts'
 import { overlappedSeconds, USUAL_NETWORK_SHARE } from './overlap-cost.ts'
 import { attentionWork, type StepShape } from './step-shape.ts'
 
-export interface OpCost {
-  /** Launch included. */
-  readonly seconds: number
-  /** Multiplications and additions of one rank. */
-  readonly flops: number
-  /** Of device memory, one rank. */
-  readonly bytes: number
-  /** That one rank exchanges. */
-  readonly networkBytes: number
-  /** Of its time, what arithmetic bounds, 0..1. */
-  readonly computeShare: number
-  /** Matmuls: seconds with that many of the device's units, the others held by other lanes. */
-  readonly secondsWith?: (units: number) => number
-  /** Kernels the host enqueues; one when absent. */
-  readonly launches?: number
-}
-
-/** An op with the rows it sees in a step. */
-export interface CostContext {
-  readonly hardware: Hardware
-  readonly program: Program
-  readonly op: ProgramOp
-  readonly shape: StepShape
-  /** Rows of the op's part. */
-  readonly begin: number
-  readonly end: number
-  /** Of the device, what a collective holds while it runs beside a matmul. */
-  readonly networkShare: number
-}
-
-type CostFunction = (context: CostContext) => OpCost
+export type { OpCost } from './cost-context.ts'
 
 /** Cost of every op in a step of `shape`; `bounds` are the part boundaries, [parts + 1]. */
 export function programCosts(
@@ -61,11 +37,17 @@ export function programCosts(
   networkShare = USUAL_NETWORK_SHARE,
 ): OpCost[] {
   const twins = twinsOf(program)
+  const parts = partsOf(program)
   const costs: OpCost[] = []
   program.ops.forEach((op, index) => {
     const twin = twins[index]!
-    const known = twin < index ? costs[twin]! : undefined
-    costs.push(known ?? opCost(hardware, program, op, shape, bounds, networkShare))
+    const part = parts[index]
+    const rows =
+      part === undefined
+        ? { begin: 0, end: shape.numTokens }
+        : { begin: bounds[part]!, end: bounds[part + 1]! }
+    const context = { hardware, program, op, shape, ...rows, networkShare }
+    costs.push(twin < index ? costs[twin]! : opCost(context))
   })
   return costs
 }
@@ -77,13 +59,14 @@ function twinsOf(program: Program): Int32Array {
   const known = TWINS.get(program)
   if (known !== undefined) return known
   const first = new Map<string, number>()
+  const parts = partsOf(program)
   const twins = Int32Array.from(program.ops, ({ kind, attrs, inputs, outputs }, index) => {
     const operands = [...inputs, ...outputs].map((view) => {
       if (view === null) return null
       const { shape, dtype } = program.buffers[view.buffer]!
       return [shape, dtype, view.part]
     })
-    const key = JSON.stringify([kind, attrs, operands])
+    const key = JSON.stringify([kind, attrs, operands, parts[index]])
     const twin = first.get(key) ?? index
     first.set(key, twin)
     return twin
@@ -92,65 +75,13 @@ function twinsOf(program: Program): Int32Array {
   return twins
 }
 
-function opCost(
-  hardware: Hardware,
-  program: Program,
-  op: ProgramOp,
-  shape: StepShape,
-  bounds: readonly number[],
-  networkShare: number,
-): OpCost {
-  const part = [...op.inputs, ...op.outputs].find((view) => view?.part !== undefined)?.part
-  const begin = part === undefined ? 0 : bounds[part]!
-  const end = part === undefined ? shape.numTokens : bounds[part + 1]!
+function opCost(context: CostContext): OpCost {
+  const { op, begin, end } = context
   const cost = COSTS[op.kind]
   if (cost === undefined) {
     throw new EngineError('ERR_INTERNAL', `the cost of ${op.kind} is not known`, { op: op.label })
   }
-  if (end === begin) return NOTHING
-  return cost({ hardware, program, op, shape, begin, end, networkShare })
-}
-
-const NOTHING: OpCost = { seconds: 0, flops: 0, bytes: 0, networkBytes: 0, computeShare: 0 }
-
-function bufferOf({ program, op }: CostContext, operand: 'inputs' | 'outputs', index: number) {
-  const view = op[operand][index]
-  return view ? program.buffers[view.buffer]! : undefined
-}
-
-function rowsOf({ shape, begin, end }: CostContext, buffer: ProgramBuffer): number {
-  return buffer.shape[0] === 'R' ? shape.numRows : end - begin
-}
-
-/** Columns of a matrix. */
-function colsOf(buffer: ProgramBuffer): number {
-  return buffer.shape[1] as number
-}
-
-/** Bytes of the rows that the op sees of a buffer; all of it where it has no rows of the step. */
-function seenBytes(context: CostContext, buffer: ProgramBuffer): number {
-  const [first, ...rest] = buffer.shape
-  const rows = typeof first === 'number' ? first : rowsOf(context, buffer)
-  return rest.reduce<number>(
-    (bytes, dim) => bytes * (dim as number),
-    rows * DTYPE_BYTES[buffer.dtype],
-  )
-}
-
-/** Time is what memory needs for every operand once. */
-const streaming: CostFunction = (context) => {
-  const { op, program, hardware } = context
-  const operands = [...op.inputs, ...op.outputs].filter((view) => view !== null)
-  const bytes = operands.reduce((sum, { buffer }) => {
-    const operand = program.buffers[buffer]!
-    return operand.space === 'kv' ? sum : sum + seenBytes(context, operand)
-  }, 0)
-  return memoryBound(hardware, bytes)
-}
-
-function memoryBound(hardware: Hardware, bytes: number): OpCost {
-  const seconds = hardware.launchSeconds + bytes / hardware.memoryBytesPerSecond
-  return { seconds, flops: 0, bytes, networkBytes: 0, computeShare: 0 }
+  return end === begin ? NOTHING : cost(context)
 }
 
 /** A row of the table per token, and the row it becomes. */
@@ -186,39 +117,6 @@ function matmulOf(context: CostContext): OpCost {
     secondsWith,
     flops: 2 * shape.rows * shape.cols * shape.depth,
     bytes: matmulBytes(shape),
-    networkBytes: 0,
-    computeShare: 1,
-  }
-}
-
-/** As withExperts has it: x [T, choices·K or K], weight [experts·N, K]. */
-function plannedMatmulShape(context: CostContext): GroupedShape {
-  const { op, begin, end } = context
-  const x = bufferOf(context, 'inputs', 0)!
-  const weight = bufferOf(context, 'inputs', 1)!
-  const [experts, choices] = [op.attrs.experts as number, op.attrs.choices as number]
-  return {
-    rows: (end - begin) * choices,
-    cols: (weight.shape[0] as number) / experts,
-    depth: colsOf(weight),
-    experts,
-    choices,
-    elementBytes: DTYPE_BYTES[x.dtype],
-    weightBytes: DTYPE_BYTES[weight.dtype],
-  }
-}
-
-const groupedMatmul: CostFunction = (context) => {
-  const { hardware, op } = context
-  const isPlanned = op.attrs.experts !== undefined
-  const shape = isPlanned ? plannedMatmulShape(context) : expertMatmulShape(context)
-  const secondsWith = (units: number) =>
-    hardware.launchSeconds + groupedMatmulSeconds(hardware, shape, units)
-  return {
-    seconds: secondsWith(hardware.units),
-    secondsWith,
-    flops: 2 * shape.rows * shape.cols * shape.depth,
-    bytes: groupedMatmulBytes(shape),
     networkBytes: 0,
     computeShare: 1,
   }
@@ -374,34 +272,6 @@ const sample: CostFunction = (context) => {
   return memoryBound(context.hardware, 4 * logits)
 }
 
-/** Made by withExperts: the router's matmul and the choice in one op. */
-const moeRoute: CostFunction = (context) =>
-  context.op.attrs.score === undefined ? matmulOf(context) : streaming(context)
-
-/** The weights are named, not read. */
-const moePlace: CostFunction = (context) =>
-  memoryBound(context.hardware, 2 * seenBytes(context, bufferOf(context, 'outputs', 0)!))
-
-const moeDispatch: CostFunction = (context) =>
-  context.op.attrs.experts === undefined
-    ? streaming(context)
-    : memoryBound(context.hardware, dispatchBytes(context))
-
-const groupedGlu: CostFunction = (context) => memoryBound(context.hardware, expertGluBytes(context))
-
-const moeCombine: CostFunction = (context) => {
-  const { hardware, op, program } = context
-  if (op.attrs.experts === undefined) return streaming(context)
-  const { memory, fetched, stored } = combineBytes(context)
-  const local = memoryBound(hardware, memory)
-  if (program.world === 1) return local
-  const seconds =
-    collectiveSeconds(hardware, 'reduce_scatter', fetched, program.world) +
-    collectiveSeconds(hardware, 'all_gather', stored, program.world)
-  const networkBytes = ((fetched + stored) * (program.world - 1)) / program.world
-  return { ...local, seconds: hardware.launchSeconds + seconds, networkBytes }
-}
-
 const nothing: CostFunction = () => NOTHING
 
 const COSTS: Readonly<Record<string, CostFunction | undefined>> = {
@@ -431,10 +301,5 @@ const COSTS: Readonly<Record<string, CostFunction | undefined>> = {
   all_gather_matmul: allGatherMatmul,
   copy: streaming,
   stall: nothing,
-  moe_route: moeRoute,
-  moe_place: moePlace,
-  moe_dispatch: moeDispatch,
-  grouped_matmul: groupedMatmul,
-  grouped_glu: groupedGlu,
-  moe_combine: moeCombine,
+  ...EXPERT_COSTS,
 }

@@ -139,7 +139,8 @@ class Search {
 
   /** One nano-batch, its sums inside the matmuls before them, where there are such sums. */
   #overlappedMatmuls(): Prediction[] {
-    const serial = this.#program.short
+    // The deeper program: a form that one layer of it does not allow is for no layer.
+    const serial = this.#program.long
     return OVERLAP_FORMS.filter(
       (form) => overlapMatmuls(serial, { form, groups: 2 }).ops.length < serial.ops.length,
     ).flatMap((form) =>

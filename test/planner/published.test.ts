@@ -18,7 +18,7 @@ import { hardwarePreset } from '../../lib/planner/presets.ts'
 import { type Schedule, SERIAL } from '../../lib/planner/schedule.ts'
 import { chooseSchedule, predictStep, scheduled } from '../../lib/planner/search.ts'
 import { mixedShape } from '../../lib/planner/step-shape.ts'
-import { presetProgram, unfused } from './programs.ts'
+import { presetProgram, summedByAllReduce, unfused } from './programs.ts'
 
 /** |predicted / published - 1| ≤ 10 %. */
 function expectWithin10Percent(predicted: number, published: number) {
@@ -116,7 +116,7 @@ describe('TokenWeave on 8×H100', () => {
   })
 
   it('Mixtral 8x22B loses at 1024 tokens, as it did there', () => {
-    const program = presetProgram('mixtral-8x22b', 8)
+    const program = summedByAllReduce(presetProgram('mixtral-8x22b', 8))
     const plain = { program: unfused(program), schedule: SERIAL }
     const serialSeconds = predictStep(expert, plain, prefill(1024))
     const overlappedSeconds = predictStep(expert, scheduled(program, tokenWeave), prefill(1024))
@@ -124,7 +124,7 @@ describe('TokenWeave on 8×H100', () => {
   })
 
   it('so the planner refuses Mixtral 8x22B at 1024 tokens, without Python too', () => {
-    const program = presetProgram('mixtral-8x22b', 8)
+    const program = summedByAllReduce(presetProgram('mixtral-8x22b', 8))
     for (const hardware of [h100, expert]) {
       const decision = chooseSchedule(hardware, program, prefill(1024))
       expect(decision.refusal).toMatch(/under 3 %/)
@@ -133,7 +133,8 @@ describe('TokenWeave on 8×H100', () => {
   })
 
   it('and takes it at 8192 tokens, where TokenWeave gained 1.16', () => {
-    const decision = chooseSchedule(h100, presetProgram('mixtral-8x22b', 8), prefill(8192))
+    const program = summedByAllReduce(presetProgram('mixtral-8x22b', 8))
+    const decision = chooseSchedule(h100, program, prefill(8192))
     expect(decision.refusal).toBeUndefined()
   })
 })

@@ -26,7 +26,13 @@ import {
 } from '../../workload/index.ts'
 import { parseCount, parseNumber } from '../options.ts'
 import { formatPairs, note, writeJson, writeOut } from '../output.ts'
-import { findMachine, findModel, type PlannedModel, plannedProgram } from '../planning.ts'
+import {
+  findMachine,
+  findModel,
+  hasExperts,
+  type PlannedModel,
+  plannedProgram,
+} from '../planning.ts'
 import { checkFolders, saveFile } from '../save.ts'
 
 interface SimulateFlags {
@@ -129,7 +135,7 @@ function chooseLayout(run: Run): { layout: Layout; layouts: SimulationReport['la
   const results = searchLayouts({
     ...optionsAt(run, flags.rate.at(-1)!),
     devices,
-    hasExperts: model.experts !== undefined,
+    hasExperts: hasExperts(model),
     programOf: (tensorParallel, overRanks) => {
       try {
         return plannedProgram(model, { tensorParallel, expertsOverRanks: overRanks })
