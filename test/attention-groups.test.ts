@@ -256,21 +256,25 @@ describe('engines with several groups', () => {
     expect(engine.stats()).toMatchObject({ running: 0, waiting: 0, kvBlocks: { used: 0 } })
   })
 
-  it('groups preempt by themselves', async () => {
+  it.each(['recompute', 'swap'])('groups preempt by themselves: %s', async (preemption) => {
     const calm = await load({ expertParallel: 2 })
     const expected = await Promise.all(PROMPTS.map((prompt) => generate(calm, prompt)))
     // Nine blocks of 16 tokens for each group, admitted as soon as a prompt fits.
     const { kvCacheBytes, kvBlocks } = calm.info
+    const blockBytes = kvCacheBytes / kvBlocks
     const engine = await load({
       expertParallel: 2,
-      kvCacheBytes: (kvCacheBytes / kvBlocks) * 9,
+      kvCacheBytes: blockBytes * 9,
+      hostKvBytes: preemption === 'swap' ? blockBytes * 20 : 0,
+      preemption,
       admission: 'prompt-fits',
       prefixCache: false,
     })
     const outputs = await Promise.all(PROMPTS.map((prompt) => generate(engine, prompt)))
     expect(outputs.map((output) => output.tokens)).toEqual(expected.map(({ tokens }) => tokens))
-    const { groups, preemptions } = engine.stats()
+    const { groups, preemptions, swapsIn } = engine.stats()
     expect(preemptions).toBeGreaterThan(0)
+    if (preemption === 'swap') expect(swapsIn).toBeGreaterThan(0)
     expect(groups.reduce((sum, group) => sum + group.preemptions, 0)).toBe(preemptions)
     expect(engine.stats().kvBlocks.used).toBe(0)
   })

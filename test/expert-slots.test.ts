@@ -199,6 +199,18 @@ describe('ExpertBalancer', () => {
     expect(balancer.loads().layersMoving).toBe(0)
   })
 
+  it('does not follow chance', () => {
+    const balancer = open()
+    const even = new Array<number>(LAYOUT.experts).fill(1)
+    const few = even.map((load, expert) => load + (expert < 2 ? 1 : 0))
+    balancer.record(countsOf(few, few))
+    expect(balancer.loads().imbalance[0]).toBeGreaterThan(1.3)
+    expect(balancer.loads().layersMoving).toBe(0)
+    const many = few.map((load) => 1000 * load)
+    balancer.record(countsOf(many, many))
+    expect(balancer.loads().layersMoving).toBe(2)
+  })
+
   it('only counts when told so', () => {
     const balancer = open({ policy: 'count' })
     const skewed = zipf(createRandom(7), LAYOUT.experts, 10_000)

@@ -67,7 +67,7 @@ export interface ExpertLoads {
   readonly layersMoving: number
 }
 
-/** A plan is worth its copies only if it lowers largest / mean by as much. */
+/** A plan is worth its copies only if it lowers largest / mean by as much, beside what is chance. */
 const SMALLEST_GAIN = 0.02
 
 /** One layer. */
@@ -162,7 +162,8 @@ export class ExpertBalancer {
     const target = this.#targetOf(layer, loads)
     const { layout } = this.#options
     const worth = (placement: Placement) => imbalance(positionLoads(loads, placement, layout))
-    if (worth(layer.placement) - worth(target) < SMALLEST_GAIN && !isRelease(target, layer)) return
+    const gain = worth(layer.placement) - worth(target)
+    if (gain < SMALLEST_GAIN + noiseOf(loads, layout) && !isRelease(target, layer)) return
     layer.target = target
     layer.moves = new SlotMoves(layer.placement.slots, target.slots)
     if (layer.moves.isDone) this.#arrive(layer, number)
@@ -203,6 +204,11 @@ export class ExpertBalancer {
     layer.hash = hashTable(number, layer.table)
     this.#changed.add(number)
   }
+}
+
+/** How far the rows of a position stray from their mean by chance, by the mean. */
+function noiseOf(loads: readonly number[], { positions }: SlotLayout): number {
+  return Math.sqrt(positions / loads.reduce((sum, load) => sum + load, 0))
 }
 
 /** Rows that were computed elsewhere go home: no gain, and no copies either. */
