@@ -40,6 +40,10 @@ const RECORDINGS: readonly Recording[] = [
   { suite: 'attention-decode', ranks: 1 },
   { suite: 'rms-norm', ranks: 1 },
   { suite: 'copy', ranks: 1 },
+  { suite: 'moe-route', ranks: 1 },
+  { suite: 'moe-dispatch', ranks: 2 },
+  { suite: 'grouped-matmul', ranks: 1 },
+  { suite: 'moe-layer', ranks: 2 },
   // A step is so short that on a shared machine a second thread mostly waits for its core.
   { suite: 'moe-decode', ranks: 1, threads: 1, peaks: 'none' },
   { suite: 'all-reduce', ranks: 2 },

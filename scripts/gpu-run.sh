@@ -15,7 +15,7 @@ bundle=$(cd "$(dirname "$0")" && pwd)
 from=$PWD
 OUT=$(realpath -m "${OUT:-$bundle/out}")
 only='' skip='' limit=570 device=cuda:0 build=no
-steps='facts peaks test model logits engine suites collectives torch-ops sanitize torch-engine interference'
+steps='facts peaks test model logits engine suites experts collectives torch-ops sanitize torch-engine interference'
 while [[ $# -gt 0 ]]; do
   case $1 in
     --only) only=$2; shift 2 ;;
@@ -199,6 +199,23 @@ for name in $steps; do
           esac
         fi
         step "$suite" 100 bash -c "bench $suite $suite $small"
+      done
+      ;;
+    experts)
+      for suite in moe-route grouped-matmul; do
+        small=''
+        if [[ $on_gpu == no ]]; then
+          small=$([[ $suite == moe-route ]] && echo '--sizes 8x16x2' || echo '--sizes 24x4x32x40')
+        fi
+        step "$suite" 100 bash -c "bench $suite $suite $small"
+      done
+      for ranks in 8 4; do
+        small=$([[ $on_gpu == yes ]] || echo '--sizes 8x32x8x2')
+        step "moe-dispatch-$ranks" 100 bash -c "bench moe-dispatch-$ranks moe-dispatch --ranks $ranks $small"
+      done
+      small=$([[ $on_gpu == yes ]] || echo '--sizes 8x48x32x8x2')
+      for ranks in 1 4; do
+        step "moe-layer-$ranks" 100 bash -c "bench moe-layer-$ranks moe-layer --ranks $ranks $small"
       done
       ;;
     collectives)

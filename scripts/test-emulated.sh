@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The CUDA kernels and backend on emulated GPUs, more than `npm test` runs of them: every op case
-# against the host ops, then the matrix of goldens (every pair of family, tp, devices, nano-batches
+# against the host ops, then the matrix of goldens (every pair of family, tp, ep, devices, nano-batches
 # and graphs). Shows how far it is all along. Usage: scripts/test-emulated.sh [SEEDS]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -79,6 +79,18 @@ describe.each(['f32', 'bf16'] as const)('suites at %s', (dtype) => {
       2,
     ],
     [
+      'moe-route',
+      [
+        [1, 16, 2],
+        [9, 32, 4],
+      ],
+      1,
+    ],
+    ['moe-dispatch', [[7, 32, 8, 2]], 2],
+    ['grouped-matmul', [[24, 4, 32, 40]], 1],
+    ['moe-layer', [[9, 48, 32, 8, 2]], 2],
+    ['moe-layer', [[3, 48, 32, 8, 2]], 1],
+    [
       'all-reduce-rms-norm',
       [
         [1, 64],

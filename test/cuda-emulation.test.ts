@@ -12,7 +12,14 @@ import { checkLayout, compileModel, loadModel } from '../lib/models/index.ts'
 import type { NativeRuntime } from '../lib/native/binding.ts'
 import type { BareModel } from './support/bare-model.ts'
 import { buildEmulation, canBuildEmulation, useEmulation } from './support/emulation.ts'
-import { DENSE_FAMILIES, goldenFolder, maxDifference, readGolden } from './support/golden.ts'
+import {
+  DENSE_FAMILIES,
+  EXPERT_FAMILIES,
+  goldenFolder,
+  maxDifference,
+  missingOnCuda,
+  readGolden,
+} from './support/golden.ts'
 import { coverPairs } from './support/pairwise.ts'
 
 const ALL_PAIRS = process.env.NANOWEAVE_EMULATED_MATRIX === 'pairs'
@@ -52,23 +59,34 @@ function open(devices: string[], world: number, overrides = {}): NativeRuntime {
 type Case = Readonly<{
   family: string
   tp: number
+  /** Ranks that share the experts. */
+  ep: number
   parts: number
   graphs: boolean
   numDevices: number
 }>
 
-/** What CI has time for: every degree, both part counts, graphs on and off, several families. */
+/**
+ * What CI has time for: every degree, both part counts, graphs on and off, several families; experts
+ * over groups, inside of one, in slices.
+ */
 const FEW: readonly Case[] = [
-  { family: 'llama', tp: 1, parts: 1, graphs: true, numDevices: 1 },
-  { family: 'llama', tp: 2, parts: 2, graphs: true, numDevices: 2 },
-  { family: 'llama', tp: 4, parts: 1, graphs: false, numDevices: 1 },
-  { family: 'gemma2-softcap', tp: 2, parts: 1, graphs: true, numDevices: 1 },
-  { family: 'qwen3-qknorm', tp: 4, parts: 2, graphs: true, numDevices: 1 },
+  { family: 'llama', tp: 1, ep: 1, parts: 1, graphs: true, numDevices: 1 },
+  { family: 'llama', tp: 2, ep: 1, parts: 2, graphs: true, numDevices: 2 },
+  { family: 'llama', tp: 4, ep: 1, parts: 1, graphs: false, numDevices: 1 },
+  { family: 'gemma2-softcap', tp: 2, ep: 1, parts: 1, graphs: true, numDevices: 1 },
+  { family: 'qwen3-qknorm', tp: 4, ep: 1, parts: 2, graphs: true, numDevices: 1 },
+  { family: 'mixtral', tp: 1, ep: 4, parts: 2, graphs: true, numDevices: 2 },
+  { family: 'qwen2-moe-shared', tp: 2, ep: 4, parts: 1, graphs: true, numDevices: 1 },
+  { family: 'qwen3-moe', tp: 2, ep: 2, parts: 1, graphs: false, numDevices: 1 },
+  { family: 'olmoe', tp: 1, ep: 2, parts: 2, graphs: true, numDevices: 1 },
+  { family: 'glm4-moe', tp: 4, ep: 2, parts: 1, graphs: true, numDevices: 1 },
+  { family: 'gpt-oss-sinks', tp: 2, ep: 4, parts: 2, graphs: false, numDevices: 2 },
 ]
 
-function fits(family: string, tp: number): boolean {
+function fits(family: string, tp: number, ep: number): boolean {
   try {
-    checkLayout(loadModel(goldenFolder(family)), tp)
+    checkLayout(loadModel(goldenFolder(family)), tp, ep)
     return true
   } catch {
     return false
@@ -77,12 +95,17 @@ function fits(family: string, tp: number): boolean {
 
 function allCases(): Case[] {
   const cases: Case[] = []
-  for (const family of DENSE_FAMILIES)
-    for (const tp of [1, 2, 4].filter((degree) => fits(family, degree)))
-      for (const parts of [1, 2, 4])
-        for (const graphs of [true, false])
-          for (const numDevices of tp === 1 ? [1] : [1, 2])
-            cases.push({ family, tp, parts, graphs, numDevices })
+  const degrees = [1, 2, 4]
+  const add = (family: string, tp: number, ep: number) => {
+    if (missingOnCuda(family, tp) !== undefined || !fits(family, tp, ep)) return
+    for (const parts of [1, 2, 4])
+      for (const graphs of [true, false])
+        for (const numDevices of Math.max(tp, ep) === 1 ? [1] : [1, 2])
+          cases.push({ family, tp, ep, parts, graphs, numDevices })
+  }
+  for (const family of DENSE_FAMILIES) for (const tp of degrees) add(family, tp, 1)
+  for (const family of EXPERT_FAMILIES)
+    for (const tp of degrees) for (const ep of degrees) add(family, tp, ep)
   return cases
 }
 
@@ -103,8 +126,8 @@ describe.skipIf(!usable)('emulated CUDA', () => {
   })
 
   describe.each(ALL_PAIRS ? coverPairs(allCases()) : FEW)(
-    '$family, tp $tp on $numDevices, $parts parts, graphs $graphs',
-    ({ family, tp, parts, graphs, numDevices }) => {
+    '$family, tp $tp, ep $ep on $numDevices, $parts parts, graphs $graphs',
+    ({ family, tp, ep, parts, graphs, numDevices }) => {
       const prompts = readGolden(goldenFolder(family)).slice(0, 1)
       const longest = Math.max(
         ...prompts.map(({ tokens, greedy }) => tokens.length + greedy.length),
@@ -115,11 +138,17 @@ describe.skipIf(!usable)('emulated CUDA', () => {
         const model = loadModel(goldenFolder(family))
         bare = await bareModel.BareModel.load(model, {
           tp,
-          devices: Array.from({ length: tp }, (_, rank) => `cuda:${rank % numDevices}`),
+          ep,
+          devices: Array.from(
+            { length: Math.max(tp, ep) },
+            (_, rank) => `cuda:${rank % numDevices}`,
+          ),
           parts: [parts],
           maxTokens: longest,
           graphs,
         })
+        // The last group: the others take part with no tokens.
+        bare.group = Math.max(tp, ep) / tp - 1
       }, TEST_TIMEOUT_MS)
       afterAll(() => bare?.close())
 

@@ -60,14 +60,14 @@ def capture(device, run):
     return graph.replay
 
 
-def measure(device, sets, run_set):
+def measure(device, sets, run_set, graph=True):
     """Median and best microseconds of run_set(i), over rotated sets of operands."""
 
     def run_all():
         for index in range(sets):
             run_set(index)
 
-    replay = capture(device, run_all)
+    replay = capture(device, run_all) if graph else run_all
     for _ in range(WARM_UP):
         replay()
     samples = []
@@ -121,6 +121,61 @@ def time_norm(device, rows, width):
     )
 
 
+def route(x, router, choices):
+    scores, ids = torch.topk(torch.softmax(x.float() @ router, dim=-1), choices, dim=-1)
+    return ids, scores / scores.sum(dim=-1, keepdim=True)
+
+
+def experts_by_loop(x, ids, weights, gate_up, down):
+    """The eager path of transformers: one matmul for the rows of each expert with rows."""
+    y = torch.zeros_like(x)
+    for expert in range(gate_up.shape[0]):
+        token, place = torch.where(ids == expert)
+        if token.numel() == 0:
+            continue
+        gate, up = (x[token] @ gate_up[expert].t()).chunk(2, dim=-1)
+        out = (torch.nn.functional.silu(gate) * up) @ down[expert].t()
+        y.index_add_(0, token, out * weights[token, place, None].to(x.dtype))
+    return y
+
+
+def experts_grouped(x, ids, weights, gate_up, down):
+    """Rows sorted by expert, one grouped matmul each way (torch._grouped_mm, Hopper and newer)."""
+    tokens, choices = ids.shape
+    order = torch.argsort(ids.flatten(), stable=True)
+    token = order // choices
+    counts = torch.bincount(ids.flatten(), minlength=gate_up.shape[0])
+    ends = torch.cumsum(counts, 0).to(torch.int32)
+    hidden = torch._grouped_mm(x[token], gate_up.transpose(-2, -1), offs=ends)
+    gate, up = hidden.chunk(2, dim=-1)
+    out = torch._grouped_mm(torch.nn.functional.silu(gate) * up, down.transpose(-2, -1), offs=ends)
+    scaled = out * weights.flatten()[order, None].to(x.dtype)
+    return torch.zeros_like(x).index_add_(0, token, scaled)
+
+
+def time_moe_layer(device, tokens, hidden, width, experts, choices):
+    """One rank, choices drawn evenly; the faster of the two forms that runs."""
+    x = random(device, tokens, hidden)
+    router = random(device, hidden, experts).float()
+    gate_up = random(device, experts, 2 * width, hidden) / hidden**0.5
+    down = random(device, experts, hidden, width) / width**0.5
+    forms = {"loop": experts_by_loop}
+    if device.type == "cuda" and hasattr(torch, "_grouped_mm"):
+        forms["grouped"] = experts_grouped
+
+    def eager(form):
+        def run(_):
+            ids, weights = route(x, router, choices)
+            return form(x, ids, weights, gate_up, down)
+
+        return run
+
+    # The loop asks the host for counts, so neither can be a CUDA graph: timed as it is run.
+    times = {name: measure(device, 1, eager(form), graph=False) for name, form in forms.items()}
+    best = min(times, key=lambda name: times[name]["medianUs"])
+    return {**times[best], "form": best}
+
+
 # [N, K] as in lib/bench/suites/matmul.ts: Llama 3 8B, and one rank of 70B over 8.
 LLAMA_8B = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096)]
 LLAMA_70B_TP8 = [(1280, 8192), (8192, 1024), (7168, 8192), (8192, 3584)]
@@ -132,14 +187,22 @@ SIZES = {
     + [(m, n, k) for m in (64, 2048) for n, k in LLAMA_70B_TP8],
     "attention": [(1024,), (4096,), (8192,), (16384,)],
     "rms_norm": [(1, 4096), (64, 4096), (256, 8192), (2048, 4096), (8192, 8192)],
+    "moe_layer": [(tokens, 2048, 768, 128, 8) for tokens in (1, 128, 4096)],
 }
 SMALL_SIZES = {
     "copy": [(64, 64)],
     "matmul": [(8, 64, 32)],
     "attention": [(64,)],
     "rms_norm": [(4, 64)],
+    "moe_layer": [(8, 48, 32, 8, 2)],
 }
-TIMERS = {"copy": time_copy, "matmul": time_matmul, "attention": time_prefill, "rms_norm": time_norm}
+TIMERS = {
+    "copy": time_copy,
+    "matmul": time_matmul,
+    "attention": time_prefill,
+    "rms_norm": time_norm,
+    "moe_layer": time_moe_layer,
+}
 
 
 def run_ops(args, device):

@@ -11,8 +11,12 @@ import type { BenchContext, BenchReport, BenchRow, BenchSuite } from './suite.ts
 import { attentionDecodeSuite, attentionPrefillSuite } from './suites/attention.ts'
 import { allReduceRmsNormSuite, allReduceSuite } from './suites/collectives.ts'
 import { engineSuite } from './suites/engine.ts'
+import { groupedMatmulSuite } from './suites/grouped-matmul.ts'
 import { matmulSuite } from './suites/matmul.ts'
 import { moeDecodeSuite } from './suites/moe-decode.ts'
+import { moeDispatchSuite } from './suites/moe-dispatch.ts'
+import { moeLayerSuite } from './suites/moe-layer.ts'
+import { moeRouteSuite } from './suites/moe-route.ts'
 import { copySuite, rmsNormSuite } from './suites/rows.ts'
 
 export { renderHtml } from './html.ts'
@@ -30,6 +34,10 @@ export const BENCH_SUITES: readonly BenchSuite[] = [
   copySuite,
   allReduceSuite,
   allReduceRmsNormSuite,
+  moeRouteSuite,
+  moeDispatchSuite,
+  groupedMatmulSuite,
+  moeLayerSuite,
   moeDecodeSuite,
 ]
 

@@ -75,30 +75,34 @@ export function placeApart(builder: ProgramBuilder): Program {
 /** Sections of a step for one attention group; kinds as in STEP_SECTION. */
 export type StepSections = ReadonlyMap<number, readonly number[]>
 
-export function encodeSections(sections: StepSections): Int32Array {
-  const table = STEP_HEADER_WORDS + sections.size * STEP_SECTION_WORDS
+/** The same sections for each of `groups` attention groups. */
+export function encodeSections(sections: StepSections, groups = 1): Int32Array {
+  const table = STEP_HEADER_WORDS + groups * sections.size * STEP_SECTION_WORDS
   const payload = [...sections.values()].reduce((sum, words) => sum + words.length, 0)
-  const step = new Int32Array(table + payload)
-  step.set([STEP_VERSION, 0, 0, 0, sections.size])
+  const step = new Int32Array(table + groups * payload)
+  step.set([STEP_VERSION, 0, 0, 0, groups * sections.size])
   let entry = STEP_HEADER_WORDS
   let offset = table
-  for (const [kind, words] of sections) {
-    step.set([kind, 0, offset, words.length], entry)
-    step.set(words, offset)
-    entry += STEP_SECTION_WORDS
-    offset += words.length
+  for (let group = 0; group < groups; group++) {
+    for (const [kind, words] of sections) {
+      step.set([kind, group, offset, words.length], entry)
+      step.set(words, offset)
+      entry += STEP_SECTION_WORDS
+      offset += words.length
+    }
   }
   return step
 }
 
-/** A step of `rows` tokens for programs without a KV cache. */
-export function rowsStep(rows: number): Int32Array {
+/** A step of `rows` tokens of every group for programs without a KV cache. */
+export function rowsStep(rows: number, groups = 1): Int32Array {
   return encodeSections(
     new Map([
       [STEP_SECTION.partBounds, [0, rows]],
       [STEP_SECTION.tokens, new Array<number>(rows).fill(0)],
       [STEP_SECTION.positions, Array.from({ length: rows }, (_, row) => row)],
     ]),
+    groups,
   )
 }
 
@@ -233,7 +237,7 @@ export class OpRuntime {
     try {
       runtime = new (loadBinding().Runtime)({
         ranks: devices.map(({ name }) => ({ device: name })),
-        tp: ranks,
+        tp: all[0]?.tp ?? ranks,
         heapBytes: Math.max(...all.map((program) => program.arenaBytes), ARENA_ALIGNMENT),
         threadsPerRank: Math.max(1, Math.floor(threads / ranks)),
         waitTimeoutMs: 60_000,

@@ -14,7 +14,8 @@ struct CommArgs {
   const StepCounts* counts[kMaxRanks];  // by local rank
   int32_t ranks[kMaxRanks];             // by local rank
   int32_t tp;
-  int32_t slot;   // the lane's row of the pads
+  int32_t world;
+  int32_t lane;
   int32_t op;     // for the fault record
   int32_t which;  // rows the op works on
 };
@@ -22,15 +23,30 @@ struct CommArgs {
 // This block's place in the collective.
 struct CommPlace {
   int rank;
-  int first;       // rank of its group
+  int first;       // of the ranks that take part
+  int count;       // of them
+  int slot;        // their row of the pads
   uint32_t epoch;  // barriers this block has passed before the op
-  RowRange rows;
+  RowRange rows;   // of this rank's group
 };
 
-__device__ __forceinline__ CommPlace comm_place(const CommArgs& args) {
+__device__ __forceinline__ CommPlace place_among(const CommArgs& args, int first, int count,
+                                                 int slot) {
   const int rank = args.ranks[blockIdx.y];
-  return {rank, rank / args.tp * args.tp, args.view.pads[rank]->epochs[args.slot][blockIdx.x],
+  return {rank,
+          first,
+          count,
+          slot,
+          args.view.pads[rank]->epochs[slot][blockIdx.x],
           rows_of({args.counts[blockIdx.y], args.which})};
+}
+// Among the ranks of its attention group.
+__device__ __forceinline__ CommPlace comm_place(const CommArgs& args) {
+  return place_among(args, args.ranks[blockIdx.y] / args.tp * args.tp, args.tp, args.lane);
+}
+// Among all ranks, whatever rows their groups have.
+__device__ __forceinline__ CommPlace world_place(const CommArgs& args) {
+  return place_among(args, 0, args.world, kCommLanes + args.lane);
 }
 
 enum class CommPhase : int32_t { kEntry, kExit };
@@ -71,31 +87,31 @@ __device__ __forceinline__ bool wait_for_epoch(const CommArgs& args, const uint3
   }
 }
 
-// A barrier between this block and the same block of every rank of the group; all threads call it.
-// An op has exactly one of each phase. False: the communicator has failed, leave the kernel.
+// A barrier between this block and the same block of every rank that takes part; all threads call
+// it. An op has exactly one of each phase. False: the communicator has failed, leave the kernel.
 //
 // kEntry: the partial sums were written by earlier kernels, which have ended, so the flag needs no
 // release. kExit: what this block stored to others is published, and what it read may be
 // overwritten once all have arrived.
 template <CommPhase kPhase>
 __device__ __forceinline__ bool group_barrier(const CommArgs& args, const CommPlace& place) {
-  if (args.tp == 1) return true;
+  if (place.count == 1) return true;
   SignalPad* own = args.view.pads[place.rank];
   const uint32_t epoch = place.epoch + (kPhase == CommPhase::kEntry ? 1 : 2);
   __syncthreads();  // the block's stores come before the flags
   bool ok = true;
-  if (static_cast<int>(threadIdx.x) < args.tp) {
+  if (static_cast<int>(threadIdx.x) < place.count) {
     const int peer = place.first + static_cast<int>(threadIdx.x);
-    uint32_t* theirs = &args.view.pads[peer]->flags[args.slot][blockIdx.x][place.rank].epoch;
+    uint32_t* theirs = &args.view.pads[peer]->flags[place.slot][blockIdx.x][place.rank].epoch;
     if constexpr (kPhase == CommPhase::kEntry)
       ptx::store_relaxed_system(theirs, epoch);
     else
       ptx::store_release_system(theirs, epoch);  // release: pairs with wait_for_epoch()
-    ok = wait_for_epoch(args, &own->flags[args.slot][blockIdx.x][peer].epoch, place.rank, peer,
+    ok = wait_for_epoch(args, &own->flags[place.slot][blockIdx.x][peer].epoch, place.rank, peer,
                         kPhase, epoch);
   }
   ok = __syncthreads_and(ok) != 0;
-  if (kPhase == CommPhase::kExit && threadIdx.x == 0) own->epochs[args.slot][blockIdx.x] = epoch;
+  if (kPhase == CommPhase::kExit && threadIdx.x == 0) own->epochs[place.slot][blockIdx.x] = epoch;
   return ok;
 }
 
@@ -116,15 +132,15 @@ struct GroupMemory {
     } else {
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) total[j] = 0;
-      for (int base = 0; base < args.tp; base += kInFlight) {
+      for (int base = 0; base < place.count; base += kInFlight) {
         Vec16 held[kInFlight] = {};
 #pragma unroll
         for (int p = 0; p < kInFlight; ++p)
-          if (base + p < args.tp)
+          if (base + p < place.count)
             held[p] = *reinterpret_cast<const Vec16*>(args.view.heaps[place.first + base + p] + at);
 #pragma unroll
         for (int p = 0; p < kInFlight; ++p) {
-          if (base + p >= args.tp) continue;
+          if (base + p >= place.count) continue;
           float values[kWidth];
           unpack<T>(held[p], values);
           // The first term is taken as it is: 0 + −0 would lose its sign.
@@ -141,7 +157,7 @@ struct GroupMemory {
     if constexpr (kMulticast) {
       ptx::multicast_store(args.view.multicast[place.rank] + at, value);
     } else {
-      for (int peer = 0; peer < args.tp; ++peer)
+      for (int peer = 0; peer < place.count; ++peer)
         ptx::store_remote(args.view.heaps[place.first + peer] + at, value);
     }
   }
@@ -165,7 +181,8 @@ inline CommArgs comm_args(const CudaLaunch& launch, int32_t which) {
     args.ranks[i] = launch.ranks[i].rank;
   }
   args.tp = launch.ranks[0].tp;
-  args.slot = launch.comm_slot;
+  args.world = launch.world;
+  args.lane = launch.comm_slot;
   args.op = launch.op_index;
   args.which = which;
   return args;
@@ -206,16 +223,20 @@ inline CollectiveOp collective_op(const OpInstance& op, const CudaPlan& plan,
        collective_form_name(plan.form), why.c_str());
 }
 
+inline GroupTraits group_traits(const CollectiveOp& op, const CudaLaunch& launch) {
+  return {.link = launch.link,
+          .peer_access = launch.peer_access,
+          .multicast = launch.comm->multicast[launch.ranks[0].rank] != nullptr,
+          .nccl = op.may_use_nccl && launch.nccl_missing.empty(),
+          .deterministic = op.deterministic,
+          .few_blocks = launch.few_blocks,
+          .max_local_ranks = launch.max_local_ranks,
+          .sm_budget = launch.sm_budget};
+}
+
 inline LaunchPlan plan_collective(const CollectiveOp& op, const CudaLaunch& launch) {
   const CudaRank& rank = launch.ranks[0];
-  const GroupTraits traits{.link = launch.link,
-                           .peer_access = launch.peer_access,
-                           .multicast = launch.comm->multicast[rank.rank] != nullptr,
-                           .nccl = op.may_use_nccl && launch.nccl_missing.empty(),
-                           .deterministic = op.deterministic,
-                           .few_blocks = launch.few_blocks,
-                           .max_local_ranks = launch.max_local_ranks,
-                           .sm_budget = launch.sm_budget};
+  const GroupTraits traits = group_traits(op, launch);
   const int64_t rows = most_rows(launch.bucket, op.which);
   const LaunchPlan plan = plan_launch(
       {.rows = rows,

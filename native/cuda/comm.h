@@ -11,7 +11,10 @@
 namespace nanoweave {
 
 inline constexpr int kMaxRanks = 16;  // of a world
-inline constexpr int kCommSlots = 4;  // collectives in flight: one per lane
+// Barriers in flight: of a group and of the world, one each per lane. Groups skip ops for which
+// they have no rows, so their epochs say nothing about the world's.
+inline constexpr int kCommLanes = 4;
+inline constexpr int kCommSlots = 2 * kCommLanes;
 
 // 32 bytes: a flag line is one sector, written by one rank and polled by one thread.
 struct alignas(32) FlagLine {

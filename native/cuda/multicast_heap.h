@@ -13,9 +13,10 @@ namespace nanoweave {
 
 class MulticastHeap {
  public:
-  // Of ranks on `devices`, one each, `bytes` per heap, mapped by all of them. Null: `why` says what
-  // stands in the way, and plain memory must do.
-  static std::unique_ptr<MulticastHeap> create(std::span<const int> devices, int64_t bytes,
+  // Of ranks on `devices`, one each, `bytes` per heap; `readers`, among them those devices, map the
+  // heaps. Null: `why` says what stands in the way, and plain memory must do.
+  static std::unique_ptr<MulticastHeap> create(std::span<const int> devices,
+                                               std::span<const int> readers, int64_t bytes,
                                                std::string& why);
   ~MulticastHeap();
   MulticastHeap(const MulticastHeap&) = delete;

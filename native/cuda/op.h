@@ -48,7 +48,7 @@ using CudaStream = CUstream_st*;  // cudaStream_t
 class CublasLt;
 class NcclWorld;
 
-inline constexpr int kMaxOperands = 4;  // inputs, and outputs, of one op
+inline constexpr int kMaxOperands = 6;  // inputs, and outputs, of one op
 inline constexpr int64_t kWorkspaceCounterBytes = 256 << 10;
 
 struct CudaDevice {
@@ -109,6 +109,7 @@ struct CudaLaunch {
   CublasLt* cublaslt = nullptr;    // this device's; null where the plan says it is missing
   const CommView* comm = nullptr;  // of every launch: faults are reported there
   // Collectives only.
+  int world = 1;            // ranks of all devices
   int comm_slot = 0;        // the lane's
   int max_local_ranks = 1;  // of the device that holds most, the same on all devices
   Link link = Link::kSameDevice;
@@ -141,7 +142,8 @@ struct CudaKernel {
 struct CudaPlan {
   bool deterministic = false;
   StepPlanConfig step;
-  bool peer_access = true;                            // of all devices to all
+  bool peer_access = true;                            // inside of every group
+  std::string world_missing = {};                     // why not between groups; empty: it is there
   int max_local_ranks = kMaxRanks;                    // of a device
   std::string cublaslt_missing = "it is not loaded";  // empty: launches bring it
 };

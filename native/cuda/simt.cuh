@@ -64,4 +64,28 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
   return total;
 }
 
+// Sum of the values of all threads in front of this one; `total` of all. `scratch` holds an int per
+// warp and is free again after the next block barrier.
+template <int kThreads>
+__device__ __forceinline__ int block_prefix(int value, int32_t* scratch, int* total) {
+  constexpr int kWarps = kThreads / kWarpSize;
+  static_assert(kThreads % kWarpSize == 0 && kWarps <= kWarpSize);
+  int sum = value;
+#pragma unroll
+  for (int delta = 1; delta < kWarpSize; delta *= 2) {
+    const int before = __shfl_up_sync(kFullWarp, sum, delta);
+    if (lane_index() >= delta) sum += before;
+  }
+  if (lane_index() == kWarpSize - 1) scratch[warp_index()] = sum;
+  __syncthreads();
+  int prefix = sum - value;
+  *total = 0;
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp) {
+    if (warp < warp_index()) prefix += scratch[warp];
+    *total += scratch[warp];
+  }
+  return prefix;
+}
+
 }  // namespace nanoweave

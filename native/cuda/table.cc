@@ -20,6 +20,11 @@ CudaKernel prepare_cuda_all_gather(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_all_reduce(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_reduce_scatter(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_all_reduce_rms_norm(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_moe_route(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_moe_dispatch(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_grouped_matmul(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_grouped_glu(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_moe_combine(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_copy(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_stall(const OpInstance& op, const CudaPlan& plan);
 
@@ -42,6 +47,11 @@ std::span<const CudaOpDef> cuda_op_table() {
       {"all_reduce", prepare_cuda_all_reduce},
       {"reduce_scatter", prepare_cuda_reduce_scatter},
       {"all_reduce_rms_norm", prepare_cuda_all_reduce_rms_norm},
+      {"moe_route", prepare_cuda_moe_route},
+      {"moe_dispatch", prepare_cuda_moe_dispatch},
+      {"grouped_matmul", prepare_cuda_grouped_matmul},
+      {"grouped_glu", prepare_cuda_grouped_glu},
+      {"moe_combine", prepare_cuda_moe_combine},
       {"copy", prepare_cuda_copy},
       {"stall", prepare_cuda_stall},
   };

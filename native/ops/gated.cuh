@@ -18,26 +18,42 @@ struct GatedArgs {
   int32_t width;
 };
 
-template <typename T, int kWidth, typename Activation>
-__device__ __forceinline__ void gated_rows(const GatedArgs& args, const Activation& activation) {
-  ptx::wait_for_previous_kernel();
-  ptx::allow_next_kernel();
-  const RowRange rows = rows_of(args.rows);
-  const uint32_t per_row = static_cast<uint32_t>(args.width) / kWidth;
+// y = combine(gate, up) for the rows; all blocks of the grid take part.
+template <typename T, int kWidth, typename Combine>
+__device__ __forceinline__ void gated_rows(const RowRange& rows, const std::byte* gate_up,
+                                           std::byte* y, int32_t width, const Combine& combine) {
+  const uint32_t per_row = static_cast<uint32_t>(width) / kWidth;
   const uint64_t vectors = static_cast<uint64_t>(rows.count) * per_row;
   const uint64_t stride = static_cast<uint64_t>(gridDim.x) * GatedConfig::kThreads;
   for (uint64_t v = blockIdx.x * GatedConfig::kThreads + threadIdx.x; v < vectors; v += stride) {
     const auto r = static_cast<uint32_t>(v / per_row);
     const int64_t row = rows.begin + static_cast<int64_t>(r);
     const auto i = static_cast<int64_t>(v - uint64_t{r} * per_row) * kWidth;
-    const T* gate = reinterpret_cast<const T*>(args.gate_up) + row * 2 * args.width + i;
+    const T* gate = reinterpret_cast<const T*>(gate_up) + row * 2 * width + i;
     float values[kWidth], up[kWidth];
     load_vector<T, kWidth>(gate, values);
-    load_vector<T, kWidth>(gate + args.width, up);
+    load_vector<T, kWidth>(gate + width, up);
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) values[j] = activation(values[j]) * up[j];
-    store_vector<T, kWidth>(reinterpret_cast<T*>(args.y) + row * args.width + i, values);
+    for (int j = 0; j < kWidth; ++j) values[j] = combine(values[j], up[j]);
+    store_vector<T, kWidth>(reinterpret_cast<T*>(y) + row * width + i, values);
   }
+}
+
+// The activations of gates; z of GELU is √(2/π)·(gate + 0.044715·gate³), and gate/2 · (1 + tanh(z))
+// is computed as gate / (1 + e^−2z), which does not cancel for negative gates.
+__device__ __forceinline__ float silu(float gate) { return gate / (1.0f + expf(-gate)); }
+__device__ __forceinline__ float gelu_tanh(float gate) {
+  const float z = 0.7978845608f * (gate + 0.044715f * gate * gate * gate);
+  return gate / (1.0f + expf(-2.0f * z));
+}
+
+template <typename T, int kWidth, typename Activation>
+__device__ __forceinline__ void gated_kernel_body(const GatedArgs& args,
+                                                  const Activation& activation) {
+  ptx::wait_for_previous_kernel();
+  ptx::allow_next_kernel();
+  gated_rows<T, kWidth>(rows_of(args.rows), args.gate_up, args.y, args.width,
+                        [&](float gate, float up) { return activation(gate) * up; });
 }
 
 // Launcher: `kernel_of(tag, width)` names the instantiation.

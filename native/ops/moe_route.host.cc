@@ -6,24 +6,13 @@
 #include <limits>
 
 #include "ops/experts.h"
+#include "ops/routing.h"
 #include "ops/rows.h"
 
 namespace nanoweave {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
-
-enum class Score : uint8_t { kSoftmax, kSigmoid, kSoftmaxChosen };
-
-struct Routing {
-  Score score;
-  bool normalise;
-  bool top2;  // groups are worth their two best experts, else their best
-  float scale;
-  int64_t experts, choices, groups, top_groups;
-
-  int64_t group_size() const { return experts / groups; }
-};
 
 int64_t largest_of(const float* values, int64_t count) {
   int64_t best = 0;
@@ -114,47 +103,10 @@ void route_row(const Routing& routing, const float* bias, float* row, float* cho
   weigh(routing, ids, weights);
 }
 
-Routing read_routing(const OpInstance& op) {
-  const std::string score = op.string_or("score", "");
-  op.require(score == "softmax" || score == "sigmoid" || score == "softmax_chosen",
-             "score is '%s', not 'softmax', 'sigmoid' or 'softmax_chosen'", score.c_str());
-  const std::string group_score = op.string_or("group_score", "max");
-  op.require(group_score == "max" || group_score == "top2",
-             "group_score is '%s', not 'max' or 'top2'", group_score.c_str());
-  const int64_t groups = op.integer_or("groups", 1);
-  return {.score = score == "softmax"   ? Score::kSoftmax
-                   : score == "sigmoid" ? Score::kSigmoid
-                                        : Score::kSoftmaxChosen,
-          .normalise = op.boolean_or("normalise", false),
-          .top2 = group_score == "top2",
-          .scale = static_cast<float>(op.number_or("scale", 1)),
-          .experts = op.input(0)->cols(),
-          .choices = require_choices(op, op.output(0), DType::kI32),
-          .groups = groups,
-          .top_groups = op.integer_or("top_groups", groups)};
-}
-
 }  // namespace
 
 HostKernel prepare_moe_route(const OpInstance& op) {
-  const BufferDesc& logits = *op.input(0);
-  op.require_activation(logits, -1);
-  op.require(logits.dtype == DType::kF32 && logits.shape[0].symbol == Symbol::kTokens,
-             "buffer %s must be [T, experts] f32", logits.name.c_str());
-  op.require(logits.cols() <= kMaxExperts, "more than %lld experts",
-             static_cast<long long>(kMaxExperts));
-  op.require_weight_vector(op.input(1), logits.cols());
-  op.require_same_part();
   const Routing routing = read_routing(op);
-  op.require(require_choices(op, op.output(1), DType::kF32) == routing.choices,
-             "ids and weights differ in choices");
-  op.require(routing.choices <= routing.experts, "more choices than experts");
-  op.require(routing.groups > 0 && routing.experts % routing.groups == 0,
-             "groups must divide the experts");
-  op.require(routing.top_groups > 0 && routing.top_groups <= routing.groups,
-             "top_groups must be within 1..groups");
-  op.require(!routing.top2 || routing.group_size() >= 2, "groups have fewer than two experts");
-
   return [routing](const HostRun& run) {
     const Tensor& logits = run.in[0];
     const std::span<const int32_t> slots = run.step.kv_slots;

@@ -8,7 +8,7 @@ namespace {
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(GatedConfig::kThreads)
     silu_mul_kernel(const __grid_constant__ GatedArgs args) {
-  gated_rows<T, kWidth>(args, [](float gate) { return gate / (1.0f + expf(-gate)); });
+  gated_kernel_body<T, kWidth>(args, [](float gate) { return silu(gate); });
 }
 
 }  // namespace

@@ -26,4 +26,14 @@ export const SUITE: readonly SuiteFile[] = [
   { name: 'ops/sample.test', what: 'tokens, penalties and log-probabilities', share: 2 },
   { name: 'ops/sample-distribution.test', what: 'the distribution of many draws', share: 1 },
   { name: 'ops/contract.test', what: 'programs that break a contract are refused', share: 1 },
+  {
+    name: 'experts.test',
+    what: 'dispatch and combine over ranks, 10,000 random routings',
+    share: 3,
+  },
+  {
+    name: 'goldens-experts.test',
+    what: 'logits of the families with experts, tp and ep up to 4',
+    share: 6,
+  },
 ]

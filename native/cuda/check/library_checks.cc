@@ -104,7 +104,7 @@ void check_refusals(Expectations& expect, const NcclDouble& nccl) {
 void check_multicast_heap(Expectations& expect) {
   std::string why;
   const auto create = [&](std::vector<int> devices) {
-    return MulticastHeap::create(devices, 4096, why);
+    return MulticastHeap::create(devices, devices, 4096, why);
   };
   unsetenv("NANOWEAVE_EMULATION_MULTICAST");
   create({0, 1});

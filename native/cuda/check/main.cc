@@ -81,6 +81,7 @@ int main(int argc, char** argv) {
   add_matmul_cases(cases);
   add_collective_cases(cases);
   add_sample_cases(cases);
+  add_expert_cases(cases);
 
   struct Row {
     int cases = 0, wrong = 0;

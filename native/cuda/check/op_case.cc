@@ -38,6 +38,28 @@ View OpCase::arena(const char* buffer, DType dtype, Symbol rows, int64_t cols, F
                      .scale = scale});
 }
 
+View OpCase::fixed(const char* buffer, DType dtype, int64_t rows, int64_t cols, Fill fill,
+                   float scale) {
+  return add_buffer({.desc = {.name = buffer,
+                              .space = Space::kArena,
+                              .dtype = dtype,
+                              .layout = Layout::kPlain,
+                              .shape = {{Symbol::kNone, rows}, {Symbol::kNone, cols}},
+                              .offset = -1},
+                     .fill = fill,
+                     .scale = scale});
+}
+
+View OpCase::offsets(const char* buffer, int64_t experts) {
+  return add_buffer({.desc = {.name = buffer,
+                              .space = Space::kArena,
+                              .dtype = DType::kI32,
+                              .layout = Layout::kPlain,
+                              .shape = {{Symbol::kNone, experts + 1}},
+                              .offset = -1},
+                     .fill = Fill::kPoison});
+}
+
 View OpCase::vector_weight(const char* buffer, int64_t size, float scale) {
   return add_buffer({.desc = {.name = buffer,
                               .space = Space::kWeight,
@@ -97,15 +119,16 @@ void OpCase::lose_boxes(int count) {
 
 void OpCase::use_part(int part, int parts) {
   program.parts = parts;
-  OpDesc& op = program.ops.back();
-  for (auto* views : {&op.inputs, &op.outputs})
-    for (View& view : *views) {
-      if (view.buffer < 0) continue;
-      const BufferDesc& buffer = buffers[view.buffer].desc;
-      if (buffer.space == Space::kWeight) continue;
-      view.part = part;
-      view.up_to = buffer.space == Space::kKv && views == &op.inputs;
-    }
+  for (OpDesc& op : program.ops)
+    for (auto* views : {&op.inputs, &op.outputs})
+      for (View& view : *views) {
+        if (view.buffer < 0) continue;
+        const BufferDesc& buffer = buffers[view.buffer].desc;
+        const bool has_parts = buffer.space == Space::kKv || buffer.row_symbol() == Symbol::kTokens;
+        if (!has_parts) continue;
+        view.part = part;
+        view.up_to = buffer.space == Space::kKv && views == &op.inputs;
+      }
 }
 
 void CaseStep::add_sequence(const Limits& limits, int64_t count, int64_t context, int64_t padding) {

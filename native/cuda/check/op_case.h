@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,9 @@ struct CaseBuffer {
   Fill fill = Fill::kRandom;
   float scale = 1;
   bool same_on_all_ranks = false;
+  bool same_in_group = false;
+  // In place of `fill`: writes `count` elements of a rank's buffer.
+  std::function<void(std::byte* to, int64_t count, int rank, std::mt19937_64& random)> values = {};
 };
 
 // Sections of one group's step, as lib/engine/step.ts sends them.
@@ -75,6 +79,10 @@ struct OpCase {
   // Buffers; the return value is a view for in() and out().
   View arena(const char* buffer, DType dtype, Symbol rows, int64_t cols, Fill fill = Fill::kRandom,
              float scale = 1);
+  // [rows, cols] of fixed size in the arena, and [experts + 1] offsets.
+  View fixed(const char* buffer, DType dtype, int64_t rows, int64_t cols, Fill fill = Fill::kRandom,
+             float scale = 1);
+  View offsets(const char* buffer, int64_t experts);
   View vector_weight(const char* buffer, int64_t size, float scale = 1);
   View matrix_weight(const char* buffer, DType dtype, int64_t rows, int64_t cols, float scale = 1);
   View kv_cache(DType dtype, int64_t kv_heads, int64_t head_dim);
@@ -88,7 +96,7 @@ struct OpCase {
   // The copy engine breaks: every `count`th of its boxes does not come, and the rank must say so.
   void lose_boxes(int count);
 
-  // Takes part `part` of `parts`; bounds are those of the step.
+  // All ops take part `part` of `parts`; bounds are those of the step.
   void use_part(int part, int parts);
 
  private:
@@ -111,5 +119,6 @@ void add_attention_cases(Cases& cases);
 void add_matmul_cases(Cases& cases);
 void add_collective_cases(Cases& cases);
 void add_sample_cases(Cases& cases);
+void add_expert_cases(Cases& cases);
 
 }  // namespace nanoweave::check

@@ -45,7 +45,7 @@ class CaseRun {
   void make_steps();
   void lay_out_arena();
   Memory make_memory(uint64_t seed) const;
-  void fill(std::byte* to, const CaseBuffer& buffer, std::mt19937_64& random) const;
+  void fill(std::byte* to, const CaseBuffer& buffer, int rank, std::mt19937_64& random) const;
   void poison_unseen(std::byte* kv, const BufferDesc& desc, int rank) const;
 
   void run_host();
@@ -171,9 +171,11 @@ void CaseRun::lay_out_arena() {
     if (buffer.space == Space::kArena) buffer.offset = offsets[next++];
 }
 
-void CaseRun::fill(std::byte* to, const CaseBuffer& buffer, std::mt19937_64& random) const {
-  if (buffer.fill == Fill::kPoison) return;
+void CaseRun::fill(std::byte* to, const CaseBuffer& buffer, int rank,
+                   std::mt19937_64& random) const {
   const int64_t count = buffer.desc.max_bytes() / dtype_bytes(buffer.desc.dtype);
+  if (buffer.values) return buffer.values(to, count, rank, random);
+  if (buffer.fill == Fill::kPoison) return;
   std::vector<float> values(count);
   for (float& value : values) {
     const auto bits = static_cast<int64_t>(random() >> 40);  // 24 bits
@@ -198,8 +200,11 @@ Memory CaseRun::make_memory(uint64_t seed) const {
       if (desc.space != Space::kArena) memory.own[rank][i] = GuardedMemory(desc.max_bytes(), 16);
       CaseBuffer buffer = case_.buffers[i];
       buffer.desc = desc;
-      std::mt19937_64 random(seed * 7919 + i * 131 + (buffer.same_on_all_ranks ? 0 : rank));
-      fill(memory.at(program_, static_cast<int>(i), rank), buffer, random);
+      const int stream = buffer.same_on_all_ranks ? 0
+                         : buffer.same_in_group   ? rank / program_.tp
+                                                  : rank;
+      std::mt19937_64 random(seed * 7919 + i * 131 + stream);
+      fill(memory.at(program_, static_cast<int>(i), rank), buffer, rank, random);
       if (desc.space == Space::kKv && program_.ops.back().kind == "attention")
         poison_unseen(memory.at(program_, static_cast<int>(i), rank), desc, rank);
     }
@@ -280,7 +285,7 @@ void CaseRun::run_host_rank(int rank_index, HostComm& comm) {
     const int part = op.part();
     const RowSpan tokens = part < 0 ? RowSpan{0, step.num_tokens()}
                                     : RowSpan{step.part_bounds[part], step.part_bounds[part + 1]};
-    if (out[0].rows == 0) continue;
+    if (out[0].rows == 0 && !find_op(op.kind)->across_groups) continue;
     for (int i = 0; i < case_.repeats; ++i)
       kernel({.rank = rank,
               .step = step,
@@ -483,6 +488,7 @@ void CaseRun::run_cuda() {
                        .counts = counts,
                        .cublaslt = cublaslt_.get(),
                        .comm = &comm,
+                       .world = world,
                        .comm_slot = 1,
                        .max_local_ranks = static_cast<int>(max_local_ranks),
                        .nccl_missing = nccl_ ? "" : "the case has none",

@@ -102,8 +102,9 @@ struct MulticastHeap::Impl {
   ~Impl();
   void choose_size(int64_t wanted);
   void create_object();
-  void create_heap(Heap& heap);
-  void map(CUmemGenericAllocationHandle memory, CUdeviceptr& address, bool& is_mapped);
+  void create_heap(Heap& heap, std::span<const int> readers);
+  void map(CUmemGenericAllocationHandle memory, std::span<const int> readers, CUdeviceptr& address,
+           bool& is_mapped);
 };
 
 MulticastHeap::Impl::~Impl() {
@@ -146,23 +147,23 @@ void MulticastHeap::Impl::create_object() {
     require(driver.add_device(object, heap.device), "cuMulticastAddDevice");
 }
 
-void MulticastHeap::Impl::map(CUmemGenericAllocationHandle memory, CUdeviceptr& at,
-                              bool& is_mapped_there) {
+void MulticastHeap::Impl::map(CUmemGenericAllocationHandle memory, std::span<const int> readers,
+                              CUdeviceptr& at, bool& is_mapped_there) {
   require(driver.reserve(&at, bytes, 0, 0, 0), "reserving addresses");
   require(driver.map(at, bytes, 0, memory, 0), "mapping memory");
   is_mapped_there = true;
   std::vector<CUmemAccessDesc> access;
-  for (const Heap& heap : heaps)
-    access.push_back({.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = heap.device},
+  for (const int device : readers)
+    access.push_back({.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device},
                       .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE});
   require(driver.set_access(at, bytes, access.data(), access.size()),
           "letting all devices access memory");
 }
 
-void MulticastHeap::Impl::create_heap(Heap& heap) {
+void MulticastHeap::Impl::create_heap(Heap& heap, std::span<const int> readers) {
   const CUmemAllocationProp properties = memory_of(heap.device);
   require(driver.create(&heap.memory, bytes, &properties, 0), "allocating a heap");
-  map(heap.memory, heap.address, heap.is_mapped);
+  map(heap.memory, readers, heap.address, heap.is_mapped);
   require(driver.bind(object, 0, heap.memory, 0, bytes, 0), "cuMulticastBindMem");
   heap.is_bound = true;
 }
@@ -175,7 +176,8 @@ MulticastHeap::MulticastHeap(std::unique_ptr<Impl> impl) : impl_(std::move(impl)
 
 MulticastHeap::~MulticastHeap() = default;
 
-std::unique_ptr<MulticastHeap> MulticastHeap::create(std::span<const int> devices, int64_t bytes,
+std::unique_ptr<MulticastHeap> MulticastHeap::create(std::span<const int> devices,
+                                                     std::span<const int> readers, int64_t bytes,
                                                      std::string& why) {
   why = refuse_multicast(devices);
   if (!why.empty()) return nullptr;
@@ -192,8 +194,8 @@ std::unique_ptr<MulticastHeap> MulticastHeap::create(std::span<const int> device
     }
     impl->choose_size(bytes);
     impl->create_object();
-    for (Impl::Heap& heap : impl->heaps) impl->create_heap(heap);
-    impl->map(impl->object, impl->address, impl->is_mapped);
+    for (Impl::Heap& heap : impl->heaps) impl->create_heap(heap, readers);
+    impl->map(impl->object, devices, impl->address, impl->is_mapped);
     return std::unique_ptr<MulticastHeap>(new MulticastHeap(std::move(impl)));
   } catch (const Refusal& refusal) {
     why = refusal.why;

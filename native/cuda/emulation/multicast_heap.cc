@@ -44,7 +44,8 @@ MulticastHeap::MulticastHeap(std::unique_ptr<Impl> impl)
 
 MulticastHeap::~MulticastHeap() = default;
 
-std::unique_ptr<MulticastHeap> MulticastHeap::create(std::span<const int> devices, int64_t bytes,
+std::unique_ptr<MulticastHeap> MulticastHeap::create(std::span<const int> devices,
+                                                     std::span<const int>, int64_t bytes,
                                                      std::string& why) {
   why = refuse_multicast(devices);
   const char* has_multicast = std::getenv("NANOWEAVE_EMULATION_MULTICAST");

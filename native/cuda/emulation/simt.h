@@ -138,6 +138,24 @@ inline int __any_sync(uint32_t mask, int predicate,
   return emulation::reduce(
       "__any_sync", mask, predicate != 0 ? 1 : 0, [](int a, int b) { return a | b; }, where);
 }
+// Lanes of the mask that have this lane's value.
+inline uint32_t __match_any_sync(uint32_t mask, int value,
+                                 emulation::Where where = emulation::Where::current()) {
+  struct Match {
+    int value;
+    uint32_t lanes;
+  } data{value, 0};
+  emulation::Machine::instance().warp_operation(
+      "__match_any_sync", mask, data,
+      [](std::array<Match*, 32>& lanes) {
+        for (Match* lane : lanes)
+          for (int other = 0; lane != nullptr && other < 32; ++other)
+            if (lanes[other] != nullptr && lanes[other]->value == lane->value)
+              lane->lanes |= 1u << other;
+      },
+      where);
+  return data.lanes;
+}
 inline uint32_t __reduce_add_sync(uint32_t mask, uint32_t value,
                                   emulation::Where where = emulation::Where::current()) {
   return emulation::reduce(

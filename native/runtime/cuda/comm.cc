@@ -67,9 +67,13 @@ bool CudaComm::make_multicast_heaps() {
   if (options_.heap_bytes == 0) multicast_missing_ = "the heaps are empty";
   const std::span<const int> devices = options_.device_of;
   const auto tp = static_cast<size_t>(options_.tp);
+  std::vector<int> all(devices.begin(), devices.end());
+  std::sort(all.begin(), all.end());
+  all.erase(std::unique(all.begin(), all.end()), all.end());
   for (size_t first = 0; first < devices.size() && multicast_missing_.empty(); first += tp)
-    multicast_heaps_.push_back(
-        MulticastHeap::create(devices.subspan(first, tp), options_.heap_bytes, multicast_missing_));
+    multicast_heaps_.push_back(MulticastHeap::create(
+        devices.subspan(first, tp), options_.world_access ? all : devices.subspan(first, tp),
+        options_.heap_bytes, multicast_missing_));
   if (!multicast_missing_.empty()) {
     multicast_heaps_.clear();
     return false;

@@ -26,7 +26,8 @@ struct CudaCommOptions {
   int64_t heap_bytes = 0;
   std::chrono::milliseconds timeout{30000};
   uint32_t first_epoch = 0;
-  bool peer_access = true;
+  bool peer_access = true;   // inside every group
+  bool world_access = true;  // of all devices to all
   bool deterministic = false;
 };
 

@@ -76,14 +76,16 @@ void CudaBackend::open() {
   connect_peers();
   const std::chrono::milliseconds timeout(config_.wait_timeout_ms);
   auto parts = std::make_unique<DeviceParts>();
-  parts->comm = std::make_unique<CudaComm>(CudaCommOptions{.device_of = device_of_,
-                                                           .tp = config_.tp,
-                                                           .heap_bytes = config_.heap_bytes,
-                                                           .timeout = timeout,
-                                                           .first_epoch = config_.first_epoch,
-                                                           .peer_access = group_.peer_access,
-                                                           .deterministic = config_.deterministic},
-                                           parts->copies);
+  parts->comm =
+      std::make_unique<CudaComm>(CudaCommOptions{.device_of = device_of_,
+                                                 .tp = config_.tp,
+                                                 .heap_bytes = config_.heap_bytes,
+                                                 .timeout = timeout,
+                                                 .first_epoch = config_.first_epoch,
+                                                 .peer_access = group_.peer_access,
+                                                 .world_access = group_.world_missing.empty(),
+                                                 .deterministic = config_.deterministic},
+                                 parts->copies);
   parts->weights = std::make_unique<CudaWeights>(device_of_, parts->copies);
   for (const CudaDeviceInfo& info : devices_) {
     std::vector<int> ranks;
@@ -99,17 +101,22 @@ void CudaBackend::open() {
 }
 
 // Ranks of a group read and write each other's heaps; where they cannot, all goes through NCCL.
+// Ranks of different groups do so for tokens on their way to experts: ops that need it refuse to
+// load where it is missing.
 void CudaBackend::connect_peers() {
   for (size_t a = 0; a < device_of_.size(); ++a)
     for (size_t b = 0; b < device_of_.size(); ++b) {
       const int from = device_of_[a], to = device_of_[b];
-      if (from == to || static_cast<int>(a) / config_.tp != static_cast<int>(b) / config_.tp)
-        continue;
+      if (from == to) continue;
+      const bool same_group = static_cast<int>(a) / config_.tp == static_cast<int>(b) / config_.tp;
       if (!can_map_peer(from, to)) {
-        require_nccl(static_cast<int>(a), static_cast<int>(b));
+        group_.world_missing =
+            "cuda:" + std::to_string(from) + " cannot map the memory of cuda:" + std::to_string(to);
+        if (same_group) require_nccl(static_cast<int>(a), static_cast<int>(b));
         continue;
       }
       enable_peer(from, to);
+      if (!same_group) continue;
       const Link link = is_nvlink(from, to) ? Link::kNvlink : Link::kPcie;
       if (link == Link::kPcie || group_.link == Link::kSameDevice) group_.link = link;
     }
@@ -167,6 +174,7 @@ CudaPlan CudaBackend::plan_for_devices() {
   CudaPlan plan{.deterministic = config_.deterministic,
                 .step = {},
                 .peer_access = group_.peer_access,
+                .world_missing = group_.world_missing,
                 .max_local_ranks = group_.max_local_ranks,
                 .cublaslt_missing = "its sums depend on the number of rows: not deterministic"};
   if (config_.deterministic) return plan;

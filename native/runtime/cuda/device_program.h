@@ -22,8 +22,9 @@ struct DeviceGroup {
   int tp = 1;
   int max_local_ranks = 1;
   int min_sm_count = 1;
-  bool peer_access = true;        // inside every group of ranks
-  Link link = Link::kSameDevice;  // the slowest inside a group of ranks
+  bool peer_access = true;         // inside every group of ranks
+  Link link = Link::kSameDevice;   // the slowest inside a group of ranks
+  std::string world_missing = {};  // why groups cannot reach each other; empty: they can
 };
 
 using FindStored = std::function<const StoredBuffer*(const std::string& name)>;
