@@ -89,6 +89,7 @@ export class ExpertBalancer {
   #steps = 0
   #plans = 0
   #movedSlots = 0
+  #loads: ExpertLoads | undefined
 
   constructor(options: BalancerOptions) {
     this.#options = options
@@ -140,9 +141,16 @@ export class ExpertBalancer {
       if (policy !== 'count' && layer.moves === undefined) this.#plan(layer, number, loads)
     })
     this.#plans++
+    this.#loads = undefined
   }
 
+  /** Made anew only when something has changed: it is asked for with every statistic. */
   loads(): ExpertLoads {
+    this.#loads ??= this.#readLoads()
+    return this.#loads
+  }
+
+  #readLoads(): ExpertLoads {
     const { layout, policy } = this.#options
     return {
       layout,
@@ -185,6 +193,7 @@ export class ExpertBalancer {
       const next = layer.moves.next(left)
       for (const copy of next) copies.push({ ...copy, table })
       this.#movedSlots += next.length
+      this.#loads = undefined
       if (layer.moves.isDone) this.#arrive(layer, table)
       else this.#place(layer, table, evenShares(layer.moves.slots))
     })
