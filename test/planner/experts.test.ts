@@ -56,6 +56,31 @@ describe('gpt-oss', () => {
   })
 })
 
+describe('deepseek-v3', () => {
+  it('has the published number of parameters, and 70 KB of cache a token on every rank', () => {
+    const { model } = modelPreset('deepseek-v3')
+    for (const tensorParallel of [1, 8]) {
+      const footprint = modelFootprint(model, { tensorParallel, precision: 'auto' })
+      // https://arxiv.org/abs/2412.19437: 671 B in all; 61 layers of 512 + 64 elements.
+      expect(Math.abs(footprint.parameters / 671e9 - 1)).toBeLessThan(1e-3)
+      expect(footprint.kvBytesPerBlock(1)).toBe(61 * 576 * 2)
+    }
+  })
+
+  it('is planned by its layers with experts; decode reads each latent vector once', () => {
+    const { short } = presetProgram('deepseek-v3', 8)
+    const shape = mixedShape({ numTokens: 64, numDecodes: 64, context: 8192, promptLength: 1 })
+    const costs = programCosts(H100, short, shape, [0, shape.numTokens])
+    const costOf = (kind: string) => costs[short.ops.findIndex((op) => op.kind === kind)]!
+    expect(costOf('grouped_matmul').flops).toBeGreaterThan(0)
+    const { bytes, flops } = costOf('mla_attention')
+    const keys = 64 * 8192
+    expect(bytes / (keys * 576 * 2)).toBeCloseTo(1, 1)
+    // 16 heads of a rank: a product with all of the vector, and a sum of its first 512 elements.
+    expect(flops / (keys * 16 * 2 * (576 + 512))).toBeCloseTo(1, 1)
+  })
+})
+
 it.each([1, 2])('a checkpoint with experts can be planned, tp %i', (tensorParallel) => {
   const program = buildLayered(loadModel('models/tiny-moe'), {
     tensorParallel,
