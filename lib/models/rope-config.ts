@@ -22,6 +22,7 @@ import type { RopeScaling, RopeSpec } from './spec.ts'
 
 const FACTOR = { min: 1e-6, max: 1e6 }
 const STRETCH = { min: 1, max: 1e6 }
+const MSCALE = { min: 0, max: 1e3 }
 const POSITIONS = { min: 2, max: 2 ** 24 }
 const KNOWN_SETTINGS: ReadonlySet<string> = new Set([
   'rope_type',
@@ -55,10 +56,24 @@ export interface RopeContext {
 
 /** The one rotary embedding of a model. */
 export function readRope(config: JsonObject, context: RopeContext): RopeSpec {
+  return ropeFromSettings(config, ropeSettings(config), context)
+}
+
+/** The settings of a model's one rotary embedding, under either name. */
+function ropeSettings(config: JsonObject): JsonObject {
   const scaling = optionalObject(config, 'rope_scaling')
   const hasScaling = scaling !== undefined && Object.keys(scaling).length > 0
-  const settings = (hasScaling ? scaling : optionalObject(config, 'rope_parameters')) ?? {}
-  return ropeFromSettings(config, settings, context)
+  return (hasScaling ? scaling : optionalObject(config, 'rope_parameters')) ?? {}
+}
+
+/**
+ * DeepSeek's YaRN: what attention scores are multiplied with, the square of the attention factor for
+ * `mscale_all_dim`, which in other models is part of cosines and sines.
+ */
+export function yarnScoreFactor(config: JsonObject, { scaling }: RopeSpec): number {
+  if (scaling.kind !== 'yarn') return 1
+  const mscale = optionalNumber(ropeSettings(config), 'mscale_all_dim', MSCALE) ?? 0
+  return attentionFactor(scaling.factor, mscale) ** 2
 }
 
 /** A rotary embedding from its settings; what they leave out is looked for in `config`. */
@@ -142,13 +157,17 @@ function readLlama3(config: JsonObject, settings: JsonObject, maxPositions: numb
   }
 }
 
+function attentionFactor(factor: number, mscale: number): number {
+  return factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1
+}
+
 /** Attention factor: https://arxiv.org/abs/2309.00071, section 3.4; the mscale pair is DeepSeek's. */
 function readYarn(config: JsonObject, settings: JsonObject, maxPositions: number): RopeScaling {
   const original = originalPositions(config, settings, maxPositions)
   const factor = number(settings, 'factor', FACTOR, maxPositions / original)
-  const scaleOf = (mscale: number) => (factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1)
-  const mscale = optionalNumber(settings, 'mscale', { min: 0, max: 1e3 })
-  const mscaleAll = optionalNumber(settings, 'mscale_all_dim', { min: 0, max: 1e3 })
+  const scaleOf = (mscale: number) => attentionFactor(factor, mscale)
+  const mscale = optionalNumber(settings, 'mscale', MSCALE)
+  const mscaleAll = optionalNumber(settings, 'mscale_all_dim', MSCALE)
   const inferred = mscale && mscaleAll ? scaleOf(mscale) / scaleOf(mscaleAll) : scaleOf(1)
   const betaFast = optionalNumber(settings, 'beta_fast', { min: 0, max: 1e6 }) || 32
   const betaSlow = optionalNumber(settings, 'beta_slow', { min: 0, max: 1e6 }) || 1

@@ -65,6 +65,7 @@ HostKernel prepare_mla_split_rope_cache(const OpInstance& op) {
   op.require_latent_cache(op.output(1), latent_dim + rope);
   op.require_same_part();
   const auto eps = static_cast<float>(op.number("eps"));
+  op.require(eps >= 0, "eps is negative");
   const bool interleaved = op.boolean_or("interleaved", false);
   const int64_t block_size = op.program.limits.block_size;
 

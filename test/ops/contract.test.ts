@@ -9,6 +9,7 @@ import { OpRuntime, placeApart, splitIntoParts } from '../support/native.ts'
 import { ATTENTION_CASES } from './attention.cases.ts'
 import { COLLECTIVE_CASES } from './collectives.cases.ts'
 import { MATMUL_CASES } from './matmul.cases.ts'
+import { MLA_CASES } from './mla.cases.ts'
 import type { OpCase } from './op-case.ts'
 import { OVERLAP_CASES } from './overlap.cases.ts'
 import { ROPE_CASES } from './rope.cases.ts'
@@ -45,6 +46,8 @@ const dropAttr = (name: string) =>
   changeOp((op) => ({
     attrs: Object.fromEntries(Object.entries(op.attrs).filter(([key]) => key !== name)),
   }))
+
+const kvOf = (program: Program) => program.buffers.find(({ space }) => space === 'kv')!
 
 type Change = (program: Program) => Program
 
@@ -99,6 +102,47 @@ const BROKEN: readonly (readonly [string, readonly OpCase[], string, Change])[] 
   ['a negative soft cap', ATTENTION_CASES, 'attention grouped', setAttr('softcap', -1)],
   ['no scale', ATTENTION_CASES, 'attention grouped', dropAttr('scale')],
   ['a narrow output', ATTENTION_CASES, 'attention grouped', changeBuffer('o', { shape: ['T', 8] })],
+  ['latent vectors of another size', MLA_CASES, 'mla_attention f32', setAttr('latent_dim', 33)],
+  ['more heads than queries', MLA_CASES, 'mla_attention f32', setAttr('heads', 7)],
+  [
+    'a latent cache of keys and values',
+    MLA_CASES,
+    'mla_attention f32',
+    (program) => changeBuffer('kv', { shape: kvOf(program).shape.with(1, 2) })(program),
+  ],
+  [
+    'rotated queries of another dtype',
+    MLA_CASES,
+    'mla_attention f32',
+    changeBuffer('q_rope', { dtype: 'bf16' }),
+  ],
+  ['a negative eps of a latent norm', MLA_CASES, 'mla_split_rope_cache f32', setAttr('eps', -1)],
+  [
+    'an odd number of rotated columns',
+    MLA_CASES,
+    'mla_split_rope_cache f32',
+    setAttr('rope_dim', 7),
+  ],
+  [
+    'queries narrower than their rotated part',
+    MLA_CASES,
+    'mla_split_rope_cache f32',
+    changeBuffer('q', { shape: ['T', 28] }),
+  ],
+  ['heads that do not divide the columns', MLA_CASES, 'head_matmul [7, 3', setAttr('heads', 5)],
+  [
+    'a head deeper than its columns',
+    MLA_CASES,
+    'head_matmul [7, 3',
+    changeBuffer('weight', { shape: [96, 14] }),
+  ],
+  ['means of other heads', ROPE_CASES, 'mean_squares [7', setAttr('heads', 4)],
+  [
+    'norms over all heads with weights of one',
+    ROPE_CASES,
+    'split_rope_cache q and k norm over all',
+    changeBuffer('q_norm', { shape: [16] }),
+  ],
   [
     'a weight of other depth',
     MATMUL_CASES,

@@ -12,14 +12,12 @@ import {
   integer,
   number,
   optionalInteger,
-  optionalNumber,
-  optionalObject,
   optionalString,
   requireActivation,
   unsupported,
 } from '../config.ts'
-import { readRope } from '../rope-config.ts'
-import type { ExpertsSpec, LatentAttentionSpec, RoutingSpec } from '../spec.ts'
+import { readRope, yarnScoreFactor } from '../rope-config.ts'
+import type { ExpertsSpec, LatentAttentionSpec, RopeSpec, RoutingSpec } from '../spec.ts'
 import {
   conventionalDecoder,
   type Dimensions,
@@ -81,7 +79,7 @@ function describe(config: JsonObject, readRouting: ReadRouting): FamilyModel {
     maxPositions: 4096,
   })
   const rope = readRope(config, { ...dimensions, headDim: ropeDim, defaultTheta: 10_000 })
-  const attention = readLatentAttention(config, dimensions, ropeDim)
+  const attention = readLatentAttention(config, dimensions, rope)
   const sparse = readSparseLayers(config, dimensions, readRouting)
   const spec = conventionalDecoder(dimensions, {
     ropes: [rope],
@@ -100,13 +98,17 @@ function describe(config: JsonObject, readRouting: ReadRouting): FamilyModel {
 function readLatentAttention(
   config: JsonObject,
   { heads, kvHeads }: Dimensions,
-  ropeDim: number,
+  rope: RopeSpec,
 ): (base: string) => LatentAttentionSpec {
   if (kvHeads !== heads) {
     throw unsupported(`${kvHeads} KV heads; latent attention has as many as heads`)
   }
+  const ropeDim = rope.rotaryDim
   const nopeDim = integer(config, 'qk_nope_head_dim', HEAD, 128)
   const latentDim = integer(config, 'kv_lora_rank', HEAD, 512)
+  const valueDim = integer(config, 'v_head_dim', HEAD, 128)
+  const interleaved = flag(config, 'rope_interleave', true)
+  const scale = (nopeDim + ropeDim) ** -0.5 * yarnScoreFactor(config, rope)
   const queryDim = optionalInteger(config, 'q_lora_rank', WIDTH)
   const named = (name: string) => ({ tensor: `${name}.weight` })
   return (base) => ({
@@ -114,11 +116,11 @@ function readLatentAttention(
     heads,
     nopeDim,
     ropeDim,
-    valueDim: integer(config, 'v_head_dim', HEAD, 128),
+    valueDim,
     latentDim,
-    scale: (nopeDim + ropeDim) ** -0.5 * longContextScale(config),
+    scale,
     rope: 0,
-    interleaved: flag(config, 'rope_interleave', true),
+    interleaved,
     query: named(`${base}${queryDim === undefined ? 'q_proj' : 'q_b_proj'}`),
     ...(queryDim !== undefined && {
       queryDown: {
@@ -132,21 +134,6 @@ function readLatentAttention(
     keyValue: `${base}kv_b_proj.weight`,
     output: named(`${base}o_proj`),
   })
-}
-
-/**
- * What scores are multiplied with beyond the usual: the square of YaRN's attention factor for
- * `mscale_all_dim`, which in other models is part of cosines and sines.
- */
-function longContextScale(config: JsonObject): number {
-  const settings =
-    optionalObject(config, 'rope_scaling') ?? optionalObject(config, 'rope_parameters')
-  const kind =
-    settings && (optionalString(settings, 'rope_type') ?? optionalString(settings, 'type'))
-  if (settings === undefined || kind !== 'yarn') return 1
-  const scale = optionalNumber(settings, 'mscale_all_dim', { min: 0, max: 1e3 }) ?? 0
-  const factor = number(settings, 'factor', FACTOR, 1)
-  return factor <= 1 ? 1 : (0.1 * scale * Math.log(factor) + 1) ** 2
 }
 
 /** The experts of a layer, or undefined for one that is dense. */
