@@ -2,7 +2,7 @@
 
 import type { LayeredProgram } from '../program/layered.ts'
 import { buildModel, type SerialOptions } from './index.ts'
-import type { AttentionSpec, LayerSpec } from './spec.ts'
+import type { AttentionSpec } from './spec.ts'
 import type { Model } from './types.ts'
 
 /** A pipeline of nano-batches is in its stride after so many layers. */
@@ -11,27 +11,15 @@ const MIN_PERIOD = 3
 /** Serial programs of a few layers; throws what buildModel throws. */
 export function buildLayered(model: Model, options: SerialOptions): LayeredProgram {
   const { layers } = model.spec
-  const first = firstTypical(layers)
   const period = Math.min(layers.length, periodOf(model))
   const build = (count: number) => {
-    const taken = Array.from(
-      { length: count },
-      (_, layer) => layers[(first + layer) % layers.length]!,
-    )
+    const taken = Array.from({ length: count }, (_, layer) => layers[layer % layers.length]!)
     const shallow = { ...model, spec: { ...model.spec, layers: taken } }
     // The first layers may have no experts to be spread.
     const hasExperts = taken.some(({ feedForward }) => feedForward.kind === 'experts')
     return buildModel(shallow, hasExperts ? options : { ...options, expertParallel: 1 }).program
   }
   return { short: build(period), long: build(2 * period), period, numLayers: layers.length }
-}
-
-/** Where layers have experts after the first few: the first with experts, which most layers are like. */
-function firstTypical(layers: readonly LayerSpec[]): number {
-  return Math.max(
-    0,
-    layers.findIndex(({ feedForward }) => feedForward.kind === 'experts'),
-  )
 }
 
 /** After how many layers windows and rotations repeat, and at least MIN_PERIOD. */
