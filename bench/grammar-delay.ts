@@ -182,7 +182,7 @@ try {
 
 const report = {
   version: 1,
-  bench: 'grammar-delay',
+  suite: 'grammar-delay',
   machine: describeMachine(),
   options: { ...values, streams: numStreams, rounds: numRounds },
   without: summarize(quiet),

@@ -233,5 +233,5 @@ if (growth > 0)
 if (values.json !== undefined)
   writeFileSync(
     values.json,
-    `${JSON.stringify({ version: 1, machine: describeMachine(), rows, growth: { steps: growth, heapBytes } }, null, 2)}\n`,
+    `${JSON.stringify({ version: 1, suite: 'schedule', machine: describeMachine(), rows, growth: { steps: growth, heapBytes } }, null, 2)}\n`,
   )

@@ -157,7 +157,7 @@ const perToken = (runs: readonly Measured[], field: 'loopMs' | 'cpuMs' | 'mainCp
   median(runs.map((run) => (1000 * run[field]) / (numStreams * numTokens)))
 const report = {
   version: 1,
-  bench: 'serve-overhead',
+  suite: 'serve-overhead',
   machine: describeMachine(),
   options: { ...values, streams: numStreams, tokens: numTokens, rounds: numRounds },
   direct: {

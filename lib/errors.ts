@@ -64,3 +64,21 @@ export class EngineError extends Error {
     if (details.param !== undefined) this.param = details.param
   }
 }
+
+/** What Node's codes mean for whoever gave a path, and what to do. */
+const SYSTEM_REASONS: Readonly<Record<string, string>> = {
+  ENOENT: 'it, or a folder on its path, does not exist; check the spelling and the current folder',
+  ENOTDIR: 'a part of its path is a file, not a folder; check the path',
+  EISDIR: 'it is a folder; give the path of a file',
+  EACCES: 'this user may not; change its permissions, or choose another place',
+  EPERM: 'this user may not; change its permissions, or choose another place',
+  EROFS: 'the file system is read-only; choose another place',
+  ENOSPC: 'the disk is full; make room, or choose another place',
+  ENAMETOOLONG: 'the path is too long; shorten it',
+}
+
+/** Why a file could not be opened, read or written, in words. */
+export function systemReason(cause: unknown): string {
+  const { code, message } = cause as NodeJS.ErrnoException
+  return SYSTEM_REASONS[code ?? ''] ?? message
+}

@@ -161,7 +161,7 @@ describe('against servers that misbehave', () => {
 })
 
 describe('reports', () => {
-  const header = { client: describeMachine(), options: { rate: 1 } }
+  const header = { machine: describeMachine(), options: { rate: 1 } }
   const record = (at: number, scale: number): RequestRecord => ({
     plannedMs: at,
     lateMs: at === 3 ? 50 : 0,

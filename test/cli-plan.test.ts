@@ -43,6 +43,10 @@ describe('nanoweave plan', () => {
     const broken = nanoweave('plan', 'models/tiny-dense', '--hardware', file)
     expect(broken.status).toBe(2)
     expect(broken.stderr).toContain('bench --tune')
+    const folder = nanoweave('plan', 'models/tiny-dense', '--hardware', scratch)
+    expect(folder.stderr).toMatch(
+      /cannot read .*: it is a folder; give the path of a file \[ERR_IO\]/,
+    )
   })
 
   it.each([

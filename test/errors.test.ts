@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs'
 import { expect, test } from 'vitest'
-import { ERROR_CODES } from '../lib/errors.ts'
+import { ERROR_CODES, systemReason } from '../lib/errors.ts'
 
 function readNative(file: string): string {
   return readFileSync(new URL(`../native/core/${file}`, import.meta.url), 'utf8')
@@ -23,4 +23,18 @@ test('error_code_name prints every code as lib/errors.ts spells it', () => {
   const cases = readNative('error.cc').matchAll(/case ErrorCode::(k\w+):\s*return "(\w+)"/g)
   const names = [...cases].map(([, enumerator, text]) => [textOf(enumerator!), text])
   expect(names).toEqual(ERROR_CODES.map((code) => [code, code]))
+})
+
+test('what the system says of a path is said in words', () => {
+  const reasonOf = (path: string): string => {
+    try {
+      return readFileSync(path, 'utf8')
+    } catch (error) {
+      return systemReason(error)
+    }
+  }
+  expect(reasonOf('/no/such/file')).toMatch(/does not exist; check the spelling/)
+  expect(reasonOf('package.json/x')).toMatch(/a part of its path is a file/)
+  expect(reasonOf('.')).toMatch(/it is a folder/)
+  expect(systemReason(new Error('anything else'))).toBe('anything else')
 })

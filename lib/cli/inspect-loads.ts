@@ -5,7 +5,7 @@
 
 import { readFile } from 'node:fs/promises'
 import type { EngineOptions } from '../engine/types.ts'
-import { EngineError } from '../errors.ts'
+import { EngineError, systemReason } from '../errors.ts'
 import { countFollowers, localShare, placeByAffinity } from '../parallel/balance/affinity.ts'
 import { imbalance } from '../parallel/balance/eplb.ts'
 import { planEplb } from '../parallel/balance/eplb-placement.ts'
@@ -74,7 +74,7 @@ async function readText(file: string): Promise<string> {
   try {
     return await readFile(file, 'utf8')
   } catch (cause) {
-    throw new EngineError('ERR_IO', `cannot read ${file}: ${(cause as Error).message}`, { cause })
+    throw new EngineError('ERR_IO', `cannot read ${file}: ${systemReason(cause)}`, { cause })
   }
 }
 

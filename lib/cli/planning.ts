@@ -1,7 +1,7 @@
 /** What `plan` and `simulate` share: models by folder or preset, hardware by name or tune file. */
 
 import { existsSync, readFileSync } from 'node:fs'
-import { EngineError } from '../errors.ts'
+import { EngineError, systemReason } from '../errors.ts'
 import { buildLayered, loadModel, type Model, modelPreset } from '../models/index.ts'
 import { type Hardware, parseHardware } from '../planner/hardware.ts'
 import { findHardware, hardwarePreset } from '../planner/presets.ts'
@@ -33,7 +33,15 @@ export function findMachine(text: string): Hardware {
   const preset = findHardware(text)
   if (preset !== undefined) return preset
   if (!existsSync(text)) return hardwarePreset(text)
-  return parseHardware(readFileSync(text, 'utf8'), text)
+  return parseHardware(readTuneFile(text), text)
+}
+
+function readTuneFile(file: string): string {
+  try {
+    return readFileSync(file, 'utf8')
+  } catch (cause) {
+    throw new EngineError('ERR_IO', `cannot read ${file}: ${systemReason(cause)}`, { cause })
+  }
 }
 
 /** The model's serial programs for a layout; large limits: only costs are asked for. */

@@ -3,10 +3,10 @@
 import { constants } from 'node:fs'
 import { access, writeFile } from 'node:fs/promises'
 import { dirname, resolve } from 'node:path'
-import { EngineError } from '../errors.ts'
+import { EngineError, systemReason } from '../errors.ts'
 
 function cannotWrite(file: string, cause: unknown): EngineError {
-  return new EngineError('ERR_IO', `cannot write ${file}: ${(cause as Error).message}`, { cause })
+  return new EngineError('ERR_IO', `cannot write ${file}: ${systemReason(cause)}`, { cause })
 }
 
 /** ERR_IO where one of `files` has no folder to be written to: said before work is done for it. */

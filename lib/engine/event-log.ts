@@ -9,7 +9,7 @@ import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { createReadStream, createWriteStream, type WriteStream } from 'node:fs'
 import { createInterface } from 'node:readline'
-import { EngineError } from '../errors.ts'
+import { EngineError, systemReason } from '../errors.ts'
 import type { SchedulerEvent } from '../scheduler/event-log.ts'
 import { type Replay, replayEvents } from '../scheduler/replay.ts'
 
@@ -45,7 +45,7 @@ export class EventLogFile {
     try {
       await once(stream, 'open')
     } catch (error) {
-      const reason = (error as Error).message
+      const reason = systemReason(error)
       throw new EngineError('ERR_IO', `the event log ${path} cannot be written: ${reason}`, {
         cause: error,
       })

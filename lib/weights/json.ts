@@ -4,7 +4,7 @@
  */
 
 import { closeSync, fstatSync, openSync, readSync, statSync } from 'node:fs'
-import { EngineError, type ErrorCode } from '../errors.ts'
+import { EngineError, type ErrorCode, systemReason } from '../errors.ts'
 
 export type JsonObject = { readonly [key: string]: unknown }
 
@@ -28,7 +28,7 @@ export function withFile<T>(
     const absent = (cause as NodeJS.ErrnoException).code === 'ENOENT'
     throw new EngineError(
       absent ? missing : 'ERR_IO',
-      absent ? `${path} does not exist` : `cannot open ${path}: ${(cause as Error).message}`,
+      absent ? `${path} does not exist` : `cannot open ${path}: ${systemReason(cause)}`,
       { cause },
     )
   }
@@ -53,7 +53,7 @@ export function readBytes(
     try {
       got = readSync(descriptor, buffer, done, length - done, position + done)
     } catch (cause) {
-      throw new EngineError('ERR_IO', `cannot read ${path}: ${(cause as Error).message}`, { cause })
+      throw new EngineError('ERR_IO', `cannot read ${path}: ${systemReason(cause)}`, { cause })
     }
     if (got === 0) {
       throw new EngineError('ERR_IO', `${path} ended after ${position + done} bytes`)

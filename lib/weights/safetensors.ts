@@ -8,7 +8,7 @@
 
 import { existsSync, statSync } from 'node:fs'
 import { join } from 'node:path'
-import { EngineError } from '../errors.ts'
+import { EngineError, systemReason } from '../errors.ts'
 import { isJsonObject, parseJsonObject, readBytes, readJsonObject, withFile } from './json.ts'
 
 /** Bits per element. */
@@ -235,7 +235,7 @@ export function requireFolder(folder: string): void {
   } catch (cause) {
     throw new EngineError(
       'ERR_MODEL_NOT_FOUND',
-      `cannot open the model folder ${folder}: ${(cause as Error).message}`,
+      `cannot open the model folder ${folder}: ${systemReason(cause)}`,
       { cause },
     )
   }

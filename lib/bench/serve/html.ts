@@ -45,7 +45,7 @@ export function renderHtml(report: ServeBenchReport): string {
   })
   const line = ([name, value]: readonly [string, string]) =>
     `<tr><th>${escapeHtml(name)}</th><td>${escapeHtml(value)}</td></tr>`
-  const { cpu, nanoweave, commit, date } = report.client
+  const { cpu, nanoweave, commit, date } = report.machine
   return `<!doctype html>
 <html lang="en">
 <head>

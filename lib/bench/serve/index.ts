@@ -69,7 +69,7 @@ export async function runServeBench(bench: ServeBench): Promise<ServeBenchReport
             onEnd,
           )
     return summarizeRun(run, bench.targets, {
-      client: describeMachine(),
+      machine: describeMachine(),
       options: {
         url: bench.url,
         model: facts.model,

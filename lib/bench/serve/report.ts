@@ -29,7 +29,7 @@ export interface ServeBenchReport {
   readonly version: 1
   readonly suite: 'serve'
   /** Where the load came from, which need not be where the server runs. */
-  readonly client: Machine
+  readonly machine: Machine
   readonly options: Readonly<Record<string, string | number | boolean | null>>
   readonly targets: { readonly ttftMs: number | null; readonly tpotMs: number | null }
   readonly wallMs: number
@@ -64,7 +64,7 @@ export interface GoodputTargets {
 export function summarizeRun(
   { records, wallMs }: LoadRun,
   targets: GoodputTargets,
-  header: Pick<ServeBenchReport, 'client' | 'options'>,
+  header: Pick<ServeBenchReport, 'machine' | 'options'>,
 ): ServeBenchReport {
   const rows = records.map(toRow)
   const good = rows.filter((row) => row.error === null)

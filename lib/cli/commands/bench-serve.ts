@@ -3,7 +3,7 @@
 import { readFile, stat } from 'node:fs/promises'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import type { ServeBenchReport } from '../../bench/serve/index.ts'
-import { EngineError } from '../../errors.ts'
+import { EngineError, systemReason } from '../../errors.ts'
 import { ARRIVAL_PROCESSES, type ArrivalName } from '../../workload/index.ts'
 import { EXIT_FAILED } from '../exit-codes.ts'
 import { parseCount, parseNumber } from '../options.ts'
@@ -69,7 +69,7 @@ async function readText(file: string): Promise<string> {
     return await readFile(file, 'utf8')
   } catch (cause) {
     if (cause instanceof EngineError) throw cause
-    throw new EngineError('ERR_IO', `cannot read ${file}: ${(cause as Error).message}`, { cause })
+    throw new EngineError('ERR_IO', `cannot read ${file}: ${systemReason(cause)}`, { cause })
   }
 }
 

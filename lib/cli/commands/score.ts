@@ -2,7 +2,7 @@
 
 import { writeFile } from 'node:fs/promises'
 import { type Command, Option } from 'commander'
-import { EngineError } from '../../errors.ts'
+import { EngineError, systemReason } from '../../errors.ts'
 import { encodeSafetensors } from '../../weights/encode-safetensors.ts'
 import type { Interrupt } from '../interrupt.ts'
 import { addEngineOptions, type EngineFlags, parseTokens, readEngineOptions } from '../options.ts'
@@ -30,8 +30,7 @@ async function saveLogits(
   try {
     await writeFile(file, encodeSafetensors({ logits: { shape, data: logits } }))
   } catch (cause) {
-    const reason = (cause as Error).message
-    throw new EngineError('ERR_IO', `cannot write ${file}: ${reason}`, { cause })
+    throw new EngineError('ERR_IO', `cannot write ${file}: ${systemReason(cause)}`, { cause })
   }
 }
 
