@@ -38,9 +38,10 @@ struct WgmmaPrefillConfig {
   static_assert(kBoxBytes % ptx::kSwizzleBytes == 0);
 };
 
-// Registers of 65536 for 384 threads, compiled for 168 each.
-constexpr int kFetchRegisters = 40, kMultiplyRegisters = 232;
-static_assert(128 * (kFetchRegisters + 2 * kMultiplyRegisters) <= 65536);
+// Registers: a block keeps what it was launched with, 384 threads of 168; asking for more would
+// wait for ever.
+constexpr int kFetchRegisters = 24, kMultiplyRegisters = 240;
+static_assert(128 * (kFetchRegisters + 2 * kMultiplyRegisters) <= 384 * 168);
 
 // Operands lie in chunks of 64 columns, [chunk][row][64].
 template <typename T, typename Config>

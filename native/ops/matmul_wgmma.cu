@@ -41,9 +41,10 @@ using WideTile = WgmmaConfig<2, 1, 256, 4>;    // 128 × 256
 using SquareTile = WgmmaConfig<2, 1, 128, 6>;  // 128 × 128
 using ShortTile = WgmmaConfig<1, 2, 64, 8>;    // 64 × 128
 
-// Registers of 65536 for 384 threads, compiled for 168 each.
+// Registers: a block keeps what it was launched with, 384 threads of 168; asking for more would
+// wait for ever.
 constexpr int kFetchRegisters = 40, kMultiplyRegisters = 232;
-static_assert(128 * (kFetchRegisters + 2 * kMultiplyRegisters) <= 65536);
+static_assert(128 * (kFetchRegisters + 2 * kMultiplyRegisters) <= 384 * 168);
 
 template <typename T, typename Config>
 struct WgmmaShared {
