@@ -115,6 +115,31 @@ describe.skipIf(!usable)('emulated CUDA', () => {
     await loadEmulated()
   }, BUILD_TIMEOUT_MS)
 
+  it('sequences of two attention groups get what they get on the CPU', async () => {
+    const prompts = [5, 9, 14, 3, 20].map((length, k) =>
+      Array.from({ length }, (_, i) => 3 + ((37 * i + 11 * k) % 400)),
+    )
+    const run = async (layout: { device: 'cpu' | 'cuda'; expertParallel: number }) => {
+      const sizes = { maxNumBatchedTokens: 32, maxNumSeqs: 4, maxModelLen: 64 }
+      const options = { ...sizes, ...layout, precision: 'f32' as const }
+      const engine = await Engine.load('models/tiny-moe', options)
+      try {
+        const outputs = await Promise.all(
+          prompts.map((tokens) =>
+            engine.complete({ tokens, maxTokens: 4, temperature: 0, ignoreEos: true }),
+          ),
+        )
+        const cached = engine.stats().groups.map(({ kvBlocks }) => kvBlocks.cached > 0)
+        return { tokens: outputs.map(({ tokens }) => tokens), cached }
+      } finally {
+        await engine.close()
+      }
+    }
+    const onGpu = await run({ device: 'cuda', expertParallel: 2 })
+    expect(onGpu.cached).toEqual([true, true])
+    expect(onGpu.tokens).toEqual((await run({ device: 'cpu', expertParallel: 1 })).tokens)
+  })
+
   it('describes its devices', () => {
     const { devices, missing, build } = binding.loadBinding().describeDevices()
     const gpus = devices.filter(({ backend }) => backend === 'cuda')
