@@ -26,11 +26,12 @@ driver=$build/nanoweave_driver
 "$driver" cycles 1000
 for case in models/tiny-dense:2:1:2 models/tiny-moe:1:4:2 models/tiny-moe:2:4:2:1 test/fixtures/golden/qwen2-moe-shared:2:4:1 \
   test/fixtures/golden/gpt-oss-sinks:2:2:2 test/fixtures/golden/deepseek-v3-mla:2:4:2 \
-  test/fixtures/golden/gemma3:2:1:4 test/fixtures/golden/qwen2-bias:1:1:1; do
-  IFS=: read -r model tp ep parts slots <<<"$case"
+  test/fixtures/golden/gemma3:2:1:4 test/fixtures/golden/qwen2-bias:1:1:1 \
+  test/fixtures/golden/llama:4:1:1::all_reduce:3 test/fixtures/golden/gemma3:2:1:2::reduce_scatter:4; do
+  IFS=: read -r model tp ep parts slots overlap <<<"$case"
   folder=$recordings/$(basename "$model")
   npx tsx scripts/record-run.ts "$model" "$folder" --tp "$tp" --ep "$ep" --parts "$parts" \
-    ${slots:+--expert-slots "$slots"}
+    --overlap "${overlap:-none}" ${slots:+--expert-slots "$slots"}
   "$driver" run "$folder" 3
   "$driver" fuzz "$folder" 1000 "${SEED:-1}"
 done
