@@ -136,13 +136,14 @@ export async function assembleEngine(
   const compiled = schedules.map(({ schedule }, index) => {
     const twin = schedules.findIndex((other) => sameProgram(other.schedule, schedule))
     if (twin < index) return { twin }
-    const { parts, stagger, lanes, overlap } = schedule
+    const { parts, stagger, lanes, overlap, shares } = schedule
     return compileModel(model, {
       ...layout,
       parts,
       stagger,
       lanes,
       overlap,
+      shares,
       limits: {
         maxTokens: sizes.maxNumBatchedTokens,
         maxRows: sizes.maxRows,

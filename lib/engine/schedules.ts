@@ -112,7 +112,6 @@ function forced(parts: number): ChosenSchedule {
   }
 }
 
-/** Programs know nothing of shares. */
 function sameSchedule(a: Schedule, b: Schedule): boolean {
   return sameProgram(a, b) && a.splits.every((split, part) => split === b.splits[part])
 }
@@ -121,5 +120,6 @@ function sameSchedule(a: Schedule, b: Schedule): boolean {
 export function sameProgram(a: Schedule, b: Schedule): boolean {
   const isSameOverlap =
     a.overlap?.form === b.overlap?.form && a.overlap?.groups === b.overlap?.groups
-  return isSameOverlap && a.parts === b.parts && a.stagger === b.stagger && a.lanes === b.lanes
+  const isSameOrder = a.parts === b.parts && a.stagger === b.stagger && a.lanes === b.lanes
+  return isSameOverlap && isSameOrder && a.shares.network === b.shares.network
 }

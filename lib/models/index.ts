@@ -7,6 +7,7 @@ import { resolve } from 'node:path'
 import { EngineError } from '../errors.ts'
 import { canSplitHeads } from '../parallel/sharding.ts'
 import { compileProgram } from '../program/compile.ts'
+import type { PassOptions } from '../program/passes/index.ts'
 import { DTYPE_BYTES, type Dtype } from '../program/types.ts'
 import type { JsonObject } from '../weights/json.ts'
 import { resolveManifest } from '../weights/manifest.ts'
@@ -164,7 +165,7 @@ function activationDtypeOf(model: Model, precision: CompileOptions['precision'])
 }
 
 /** What a serial program depends on. */
-export type SerialOptions = Omit<CompileOptions, 'parts' | 'stagger' | 'lanes' | 'overlap'>
+export type SerialOptions = Omit<CompileOptions, keyof PassOptions>
 
 /**
  * The program of a model for one layout before any pass, and its weights. Throws

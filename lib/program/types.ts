@@ -120,4 +120,6 @@ export interface Program {
   readonly ops: readonly ProgramOp[]
   /** Bytes of arena each rank needs; set by planMemory. */
   readonly arenaBytes: number
+  /** Of a device, what collectives may hold while other lanes compute; absent: the backend decides. */
+  readonly networkShare?: number
 }

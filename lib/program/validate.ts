@@ -42,6 +42,9 @@ export function validateProgram(program: Program): void {
   if (program.world % program.tp !== 0) throw fail(`tp ${program.tp} of world ${program.world}`)
   requireInteger(program.parts, 'parts', 1, MAX_PARTS)
   requireInteger(program.arenaBytes, 'arenaBytes', 0, MAX_BYTES)
+  const share = program.networkShare ?? 0.5
+  if (!(share > 0 && share < 1))
+    throw fail(`networkShare is ${share}, between 0 and 1 (exclusive) works`)
   validateLimits(program.limits)
   const names = new Set<string>()
   for (const buffer of program.buffers) {

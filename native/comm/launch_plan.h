@@ -24,6 +24,10 @@ CollectiveForm collective_form(std::string_view name);
 const char* collective_form_name(CollectiveForm form);
 bool is_collective_form(std::string_view name);
 
+inline constexpr int32_t kMaxCommBlocks = 64;    // of one rank's share of a collective
+inline constexpr int32_t kMulticastBlocks = 16;  // saturate the links
+inline constexpr int32_t kFewBlocks = 8;
+
 enum class Link : uint8_t { kSameDevice, kPcie, kNvlink };
 
 // What the ranks of a group have between them, the same on all of them.
@@ -34,6 +38,7 @@ struct GroupTraits {
   bool nccl = false;              // they have communicators
   bool deterministic = false;     // sums in rank order only
   bool few_blocks = false;        // another lane computes meanwhile
+  int32_t few = kFewBlocks;       // of a rank, then
   int max_local_ranks = 1;        // of the device that holds most of them
   int sm_budget = 1;              // multiprocessors a device gives the collective
 };
@@ -71,10 +76,6 @@ inline constexpr FormLimits kFormLimits[] = {
     {Link::kPcie, 16, 32 * kKiB + 1, kNever, 32 * kMiB + 1},
 };
 
-inline constexpr int32_t kMaxCommBlocks = 64;    // of one rank's share of a collective
-inline constexpr int32_t kMulticastBlocks = 16;  // saturate the links
-inline constexpr int32_t kFewBlocks = 8;
-
 constexpr const char* refuse_form(CollectiveForm form, const GroupTraits& traits, bool rows_known) {
   switch (form) {
     case CollectiveForm::kMulticast:
@@ -111,9 +112,9 @@ constexpr CollectiveForm choose_form(const CollectiveShape& shape, const GroupTr
 
 // All blocks of a device's ranks must run at once.
 constexpr int32_t plan_blocks(CollectiveForm form, int64_t wanted, const GroupTraits& traits) {
-  if (form == CollectiveForm::kNccl) return traits.few_blocks ? kFewBlocks : 0;
+  if (form == CollectiveForm::kNccl) return traits.few_blocks ? traits.few : 0;
   int64_t blocks = form == CollectiveForm::kMulticast ? kMulticastBlocks : kMaxCommBlocks;
-  if (traits.few_blocks) blocks = kFewBlocks;
+  if (traits.few_blocks && traits.few < blocks) blocks = traits.few;
   const int64_t room = traits.sm_budget / traits.max_local_ranks;
   if (room < blocks) blocks = room;
   if (wanted < blocks) blocks = wanted;

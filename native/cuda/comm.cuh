@@ -201,10 +201,10 @@ struct CollectiveOp {
 };
 
 inline CollectiveOp collective_op(const OpInstance& op, const CudaPlan& plan,
-                                  const BufferDesc& moved, int64_t block_bytes,
+                                  const BufferDesc& moved, int32_t which, int64_t block_bytes,
                                   bool needs_counts = false) {
   return {.form = op.collective_form(),
-          .which = which_rows(moved, op.op.part()),
+          .which = which,
           .row_bytes = moved.cols() * dtype_bytes(moved.dtype),
           .block_bytes = block_bytes,
           .deterministic = plan.deterministic,
@@ -230,6 +230,7 @@ inline GroupTraits group_traits(const CollectiveOp& op, const CudaLaunch& launch
           .nccl = op.may_use_nccl && launch.nccl_missing.empty(),
           .deterministic = op.deterministic,
           .few_blocks = launch.few_blocks,
+          .few = launch.few,
           .max_local_ranks = launch.max_local_ranks,
           .sm_budget = launch.sm_budget};
 }

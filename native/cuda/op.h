@@ -95,6 +95,17 @@ struct CudaOperands {
   std::array<std::byte*, kMaxOperands> out{};
 };
 
+// The network lane, for ops of another lane that overlap their own matmul with their own
+// collective.
+struct NetworkLane {
+  CudaStream stream = nullptr;
+  int comm_slot = 0;
+  int sm_budget = 0;
+  // The network lane waits for what `lane` has been given so far, and the reverse.
+  std::function<void(CudaStream lane)> follow;
+  std::function<void(CudaStream lane)> lead;
+};
+
 struct CudaLaunch {
   CudaStream stream = nullptr;
   const CudaDevice& device;
@@ -114,11 +125,13 @@ struct CudaLaunch {
   int max_local_ranks = 1;  // of the device that holds most, the same on all devices
   Link link = Link::kSameDevice;
   bool peer_access = true;
-  bool few_blocks = false;  // another lane computes meanwhile
+  bool few_blocks = false;   // another lane computes meanwhile
+  int32_t few = kFewBlocks;  // of a rank, then
   // Why the ranks have no multicast heaps or no communicators; empty: they have, or can be given.
   std::string_view multicast_missing = {};
   std::string_view nccl_missing = "it is not loaded";
-  NcclWorld* nccl = nullptr;  // there where a plan says NCCL
+  NcclWorld* nccl = nullptr;             // there where a plan says NCCL
+  const NetworkLane* network = nullptr;  // null: the op has that lane itself
 };
 
 // A kernel and the most dynamic shared memory it is launched with. The backend loads all of them
@@ -136,6 +149,7 @@ struct CudaKernel {
   // Collectives only: how a launch will go. ERR_PROGRAM where the form asked for cannot be had; the
   // backend asks at load, for each bucket, and compares the devices' answers by hash.
   std::function<LaunchPlan(const CudaLaunch&)> plan = nullptr;
+  bool uses_network_lane = false;  // beside its own
 };
 
 // What prepare_cuda_op() needs beside the program.

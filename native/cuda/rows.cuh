@@ -22,10 +22,11 @@ struct RowRange {
 };
 
 __device__ __forceinline__ RowRange rows_of(const RowsRef& ref) {
-  if (ref.which == kLogitsRows) return {0, ref.counts->num_rows};
-  if (ref.which == kAllTokens) return {0, ref.counts->num_tokens};
-  const int32_t begin = ref.counts->part_bounds[ref.which];
-  return {begin, ref.counts->part_bounds[ref.which + 1] - begin};
+  const int32_t base = ungrouped(ref.which);
+  if (base == kLogitsRows) return take_group(ref.which, RowRange{0, ref.counts->num_rows});
+  if (base == kAllTokens) return take_group(ref.which, RowRange{0, ref.counts->num_tokens});
+  const int32_t begin = ref.counts->part_bounds[base];
+  return take_group(ref.which, RowRange{begin, ref.counts->part_bounds[base + 1] - begin});
 }
 
 // Blocks for `items` units of work that a block takes one after the other: all at once on a wide

@@ -25,6 +25,10 @@ CudaKernel prepare_cuda_moe_dispatch(const OpInstance& op, const CudaPlan& plan)
 CudaKernel prepare_cuda_grouped_matmul(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_grouped_glu(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_moe_combine(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_all_gather_rows(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_matmul_all_reduce(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_matmul_reduce_scatter(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_all_gather_matmul(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_copy(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_stall(const OpInstance& op, const CudaPlan& plan);
 
@@ -52,6 +56,10 @@ std::span<const CudaOpDef> cuda_op_table() {
       {"grouped_matmul", prepare_cuda_grouped_matmul},
       {"grouped_glu", prepare_cuda_grouped_glu},
       {"moe_combine", prepare_cuda_moe_combine},
+      {"all_gather_rows", prepare_cuda_all_gather_rows},
+      {"matmul_all_reduce", prepare_cuda_matmul_all_reduce},
+      {"matmul_reduce_scatter", prepare_cuda_matmul_reduce_scatter},
+      {"all_gather_matmul", prepare_cuda_all_gather_matmul},
       {"copy", prepare_cuda_copy},
       {"stall", prepare_cuda_stall},
   };

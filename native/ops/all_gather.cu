@@ -100,7 +100,8 @@ void launch_nccl(const CudaLaunch& launch, const CollectiveOp& op, const BufferD
 CudaKernel prepare_cuda_all_gather(const OpInstance& op, const CudaPlan& plan) {
   const BufferDesc& x = *op.input(0);
   require_vector_rows(op, x);
-  CollectiveOp collective = collective_op(op, plan, x, AllGatherConfig::kThreads * 16);
+  CollectiveOp collective =
+      collective_op(op, plan, x, which_rows(x, op.op.part()), AllGatherConfig::kThreads * 16);
   // It gathers into a workspace first, which only pays where there is no other way.
   const bool may_use_nccl = collective.form == CollectiveForm::kNccl || !plan.peer_access;
   collective.may_use_nccl = may_use_nccl;

@@ -1,11 +1,13 @@
-// all_reduce: y = Σ over the group of x, [T, C], float32 in rank order, one rounding (through a
-// switch: its order). reduce_scatter: the same for the rows the rank owns, kept there.
+// all_reduce: y = Σ over the group of x, [T, C], float32 in rank order, one rounding, none where y
+// is f32 (through a switch: its order, rounded to x's type). reduce_scatter: the same for the rows
+// the rank owns, kept there.
 //
 // Entry barrier: all x are written. One shot: every rank sums everything; two shots: a rank sums
 // its share of the vectors and stores it to all. Exit barrier: all y are stored, no x is read any
 // more. Bytes per token and rank, C elements each: one shot W read, 1 written; two shots 1 read
 // from each of W ranks over the whole group, and as many written.
 #include "cuda/comm.cuh"
+#include "ops/overlapped.cuh"
 
 namespace nanoweave {
 
@@ -27,12 +29,31 @@ enum class Share : int32_t {
 struct AllReduceArgs {
   CommArgs comm;
   int64_t x, y;       // heap offsets of row 0, bytes
-  int64_t row_bytes;  // of x and y
+  int64_t row_bytes;  // of x
   Share share;
 };
 
-// Vectors [begin, end) of the op's rows, spread over the blocks of this rank.
-template <typename T, bool kMulticast>
+// Stores the sums of a vector of x at `at` (bytes), here or to all: as Y, one or two vectors.
+template <typename T, typename Y, bool kMulticast>
+__device__ __forceinline__ void store_sums(const GroupMemory<T, kMulticast>& group, int64_t at,
+                                           const float (&total)[kPerVec16<T>], bool to_all) {
+  constexpr int kWidth = kPerVec16<Y>;
+#pragma unroll
+  for (int first = 0; first < kPerVec16<T>; first += kWidth) {
+    float part[kWidth];
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) part[k] = total[first + k];
+    const Vec16 stored = pack<Y>(part);
+    const int64_t to = at + first * static_cast<int64_t>(sizeof(Y));
+    if (to_all)
+      group.store_all(to, stored);
+    else
+      group.store_own(to, stored);
+  }
+}
+
+// Vectors [begin, end) of the op's rows, spread over the blocks of this rank. T: of x, Y: of y.
+template <typename T, typename Y, bool kMulticast>
 __device__ __forceinline__ void sum_vectors(const AllReduceArgs& args, const CommPlace& place,
                                             int64_t begin, int64_t end, bool to_all) {
   constexpr int kInFlight = AllReduceConfig::kInFlight;
@@ -49,17 +70,14 @@ __device__ __forceinline__ void sum_vectors(const AllReduceArgs& args, const Com
 #pragma unroll
     for (int j = 0; j < kInFlight; ++j) {
       if (i + j * stride >= end) continue;
-      const int64_t at = args.y + origin + (i + j * stride) * 16;
-      const Vec16 rounded = pack<T>(total[j]);
-      if (to_all)
-        group.store_all(at, rounded);
-      else
-        group.store_own(at, rounded);
+      constexpr int64_t kGrowth = sizeof(Y) / sizeof(T);
+      const int64_t at = args.y + kGrowth * (origin + (i + j * stride) * 16);
+      store_sums<T, Y, kMulticast>(group, at, total[j], to_all);
     }
   }
 }
 
-template <typename T, bool kMulticast>
+template <typename T, typename Y, bool kMulticast>
 __global__ void __launch_bounds__(AllReduceConfig::kThreads)
     all_reduce_kernel(const __grid_constant__ AllReduceArgs args) {
   ptx::wait_for_previous_kernel();
@@ -72,12 +90,12 @@ __global__ void __launch_bounds__(AllReduceConfig::kThreads)
   if (args.share == Share::kOwnRows) {
     const RowSpan own = owned_rows(place.rows.count, tp, place.rank - place.first);
     const int64_t per_row = args.row_bytes / 16;
-    sum_vectors<T, kMulticast>(args, place, own.begin * per_row, own.end * per_row, false);
+    sum_vectors<T, Y, kMulticast>(args, place, own.begin * per_row, own.end * per_row, false);
   } else if (args.share == Share::kOwnToAll) {
     const RowSpan own = owned_rows(vectors, tp, place.rank - place.first);
-    sum_vectors<T, kMulticast>(args, place, own.begin, own.end, true);
+    sum_vectors<T, Y, kMulticast>(args, place, own.begin, own.end, true);
   } else {
-    sum_vectors<T, kMulticast>(args, place, 0, vectors, false);
+    sum_vectors<T, Y, kMulticast>(args, place, 0, vectors, false);
   }
   group_barrier<CommPhase::kExit>(args.comm, place);
 }
@@ -94,48 +112,63 @@ struct NcclSum {
   }
 };
 
-CudaKernel prepare(const OpInstance& op, const CudaPlan& plan, bool scatter) {
-  const BufferDesc& y = op.output(0);
-  require_vector_rows(op, y);
-  op.require(op.op.inputs[0].buffer != op.op.outputs[0].buffer, "x and y must differ");
-  const CollectiveOp collective =
-      collective_op(op, plan, y, AllReduceConfig::kThreads * 16, /*needs_counts=*/scatter);
-  const NcclSum nccl{.which = collective.which, .buffer = y, .scatter = scatter};
-  return with_float_type(y.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::Type;
-    return CudaKernel{
-        .launch =
-            [=](const CudaLaunch& launch) {
-              const LaunchPlan plan = plan_collective(collective, launch);
-              if (plan.form == CollectiveForm::kNccl) return nccl.launch(launch);
-              const bool one_shot = plan.form == CollectiveForm::kOneShot;
-              const bool multicast = plan.form == CollectiveForm::kMulticast;
-              const AllReduceArgs args{.comm = comm_args(launch, collective.which),
-                                       .x = heap_offset(launch, launch.operands[0].in[0]),
-                                       .y = heap_offset(launch, launch.operands[0].out[0]),
-                                       .row_bytes = collective.row_bytes,
-                                       .share = scatter    ? Share::kOwnRows
-                                                : one_shot ? Share::kAll
-                                                           : Share::kOwnToAll};
-              nanoweave::launch(
-                  multicast ? all_reduce_kernel<T, true> : all_reduce_kernel<T, false>,
-                  comm_shape(launch, plan, AllReduceConfig::kThreads), launch.stream, args);
-            },
-        .workspace_bytes = nullptr,
-        .functions = {cuda_function(all_reduce_kernel<T, false>),
-                      cuda_function(all_reduce_kernel<T, true>)},
-        .plan = [=](const CudaLaunch& launch) { return plan_collective(collective, launch); }};
-  });
+struct SumOp {
+  CollectiveOp collective;
+  NcclSum nccl;
+  bool scatter;
+};
+
+template <typename T, typename Y>
+CudaKernel sum_kernel(const SumOp& op) {
+  const auto launch_sum = [op](const CudaLaunch& launch) {
+    const LaunchPlan plan = plan_collective(op.collective, launch);
+    if (plan.form == CollectiveForm::kNccl) return op.nccl.launch(launch);
+    const bool one_shot = plan.form == CollectiveForm::kOneShot;
+    const AllReduceArgs args{.comm = comm_args(launch, op.collective.which),
+                             .x = heap_offset(launch, launch.operands[0].in[0]),
+                             .y = heap_offset(launch, launch.operands[0].out[0]),
+                             .row_bytes = op.collective.row_bytes,
+                             .share = op.scatter ? Share::kOwnRows
+                                      : one_shot ? Share::kAll
+                                                 : Share::kOwnToAll};
+    nanoweave::launch(plan.form == CollectiveForm::kMulticast ? all_reduce_kernel<T, Y, true>
+                                                              : all_reduce_kernel<T, Y, false>,
+                      comm_shape(launch, plan, AllReduceConfig::kThreads), launch.stream, args);
+  };
+  return {.launch = launch_sum,
+          .workspace_bytes = nullptr,
+          .functions = {cuda_function(all_reduce_kernel<T, Y, false>),
+                        cuda_function(all_reduce_kernel<T, Y, true>)},
+          .plan = [=](const CudaLaunch& launch) { return plan_collective(op.collective, launch); }};
 }
 
 }  // namespace
 
+CudaKernel cuda_sum(const OpInstance& op, const CudaPlan& plan, const BufferDesc& x,
+                    const BufferDesc& y, int32_t which, bool scatter) {
+  require_vector_rows(op, x);
+  const bool is_rounded = x.dtype == y.dtype;
+  op.require(plan.peer_access || is_rounded,
+             "NCCL, which these GPUs need, has no f32 sums of 16-bit rows");
+  SumOp sum{.collective = collective_op(op, plan, x, which, AllReduceConfig::kThreads * 16,
+                                        /*needs_counts=*/scatter),
+            .nccl = {.which = which, .buffer = y, .scatter = scatter},
+            .scatter = scatter};
+  sum.collective.may_use_nccl = is_rounded;
+  return with_float_type(x.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    return is_rounded ? sum_kernel<T, T>(sum) : sum_kernel<T, float>(sum);
+  });
+}
+
 CudaKernel prepare_cuda_all_reduce(const OpInstance& op, const CudaPlan& plan) {
-  return prepare(op, plan, false);
+  const BufferDesc& y = op.output(0);
+  return cuda_sum(op, plan, y, y, which_rows(y, op.op.part()), false);
 }
 
 CudaKernel prepare_cuda_reduce_scatter(const OpInstance& op, const CudaPlan& plan) {
-  return prepare(op, plan, true);
+  const BufferDesc& y = op.output(0);
+  return cuda_sum(op, plan, y, y, which_rows(y, op.op.part()), true);
 }
 
 }  // namespace nanoweave

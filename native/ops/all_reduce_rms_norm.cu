@@ -102,10 +102,11 @@ void launch_nccl(const CudaLaunch& launch, const LaunchPlan& plan, const BufferD
                          .post_weight = reinterpret_cast<const float*>(at.in[3]),
                          .y = y.data[i],
                          .dtype = buffer.dtype,
+                         .x_dtype = buffer.dtype,
                          .hidden = static_cast<int32_t>(buffer.cols()),
                          .eps = eps,
                          .which = which,
-                         .owned_only = shared[i]});
+                         .owned_groups = shared[i] ? 1 : 0});
   }
   nccl_gather_rows(launch, which, shared, y);
 }
@@ -119,11 +120,13 @@ CudaKernel prepare_cuda_all_reduce_rms_norm(const OpInstance& op, const CudaPlan
              static_cast<long long>(kMaxNormCols));
   op.require(op.op.inputs[0].buffer != op.op.outputs[0].buffer, "partial and y must differ");
   const CollectiveOp collective =
-      collective_op(op, plan, y, y.cols() * dtype_bytes(y.dtype));  // a row per block
+      collective_op(op, plan, y, which_rows(y, op.op.part()),
+                    y.cols() * dtype_bytes(y.dtype));  // a row per block
   const auto hidden = static_cast<int32_t>(y.cols());
   const auto eps = static_cast<float>(op.number("eps"));
   const int64_t shared_bytes = norm_shared_bytes(hidden);
-  std::vector<CudaFunction> functions = add_rms_norm_functions(y.dtype, hidden);  // after NCCL
+  std::vector<CudaFunction> functions =
+      add_rms_norm_functions(y.dtype, y.dtype, hidden);  // after NCCL
 
   return with_float_type(y.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;

@@ -3,6 +3,7 @@
 // on Hopper the one of warpgroups; deterministic always to the tiled one, whose bits do not depend
 // on the number of rows. Everything else is float32 multiply-adds.
 #include "ops/matmul.cuh"
+#include "ops/overlapped.cuh"
 
 namespace nanoweave {
 
@@ -44,10 +45,9 @@ CudaKernel choose_kernel(const MatmulShape& shape, bool deterministic) {
   return both;
 }
 
-MatmulShape describe(const OpInstance& op) {
+MatmulShape describe(const OpInstance& op, const BufferDesc& y, int32_t which) {
   const BufferDesc& x = *op.input(0);
   const BufferDesc& w = *op.input(1);
-  const BufferDesc& y = op.output(0);
   op.require(x.cols() <= INT32_MAX / 2 && y.cols() <= INT32_MAX / 2, "the matrix is too large");
   MatmulShape shape{};
   shape.constant.x_dtype = x.dtype;
@@ -55,15 +55,16 @@ MatmulShape describe(const OpInstance& op) {
   shape.constant.y_dtype = y.dtype;
   shape.constant.n = static_cast<int32_t>(y.cols());
   shape.constant.k = static_cast<int32_t>(x.cols());
-  shape.which = which_rows(y, op.op.part());
+  shape.which = which;
   shape.x_rows = x.max_rows();
   return shape;
 }
 
 }  // namespace
 
-CudaKernel prepare_cuda_matmul(const OpInstance& op, const CudaPlan& plan) {
-  MatmulShape shape = describe(op);
+CudaKernel cuda_matmul(const OpInstance& op, const CudaPlan& plan, const BufferDesc& y,
+                       int32_t which) {
+  MatmulShape shape = describe(op, y, which);
   shape.bias_on_first = op.string_or("bias_on", "all") == "rank0";
   // The tensor-core kernels store x's type or float32.
   const bool is_common =
@@ -72,8 +73,14 @@ CudaKernel prepare_cuda_matmul(const OpInstance& op, const CudaPlan& plan) {
                        is_common ? choose_kernel(shape, plan.deterministic) : matmul_simt(shape));
 }
 
+CudaKernel prepare_cuda_matmul(const OpInstance& op, const CudaPlan& plan) {
+  const BufferDesc& y = op.output(0);
+  return cuda_matmul(op, plan, y, which_rows(y, op.op.part()));
+}
+
 CudaKernel prepare_cuda_logits(const OpInstance& op, const CudaPlan& plan) {
-  MatmulShape shape = describe(op);
+  const BufferDesc& y = op.output(0);
+  MatmulShape shape = describe(op, y, which_rows(y, op.op.part()));
   shape.constant.softcap = static_cast<float>(op.number_or("softcap", 0));
   return with_cublaslt(op, shape, plan, choose_kernel(shape, plan.deterministic));
 }

@@ -253,6 +253,12 @@ Program parse_program(std::string_view text) {
   program.parts = static_cast<int>(parse_range(json.at("parts"), "parts", 1, kMaxParts));
   program.limits = parse_limits(json.at("limits"));
   program.arena_bytes = parse_range(json.at("arenaBytes"), "arenaBytes", 0, kMaxBytes);
+  if (const Json* share = json.find("networkShare")) {
+    program.network_share = share->as_number();
+    if (!(program.network_share > 0 && program.network_share < 1))
+      fail(ErrorCode::kProgram, "networkShare is %g, between 0 and 1 (exclusive) works",
+           program.network_share);
+  }
 
   const auto& buffers = json.at("buffers").items();
   if (buffers.size() > kMaxBuffers) fail(ErrorCode::kProgram, "more than %zu buffers", kMaxBuffers);

@@ -94,6 +94,8 @@ struct Program {
   std::vector<BufferDesc> buffers;
   std::vector<OpDesc> ops;
   int64_t arena_bytes = 0;
+  // Of a device, what collectives may hold while other lanes compute; 0: the backend decides.
+  double network_share = 0;
 };
 
 // Parses and checks structure (sizes, ranges, unknown names); ERR_PROGRAM says where.

@@ -14,6 +14,7 @@ import { ATTENTION_CASES } from '../ops/attention.cases.ts'
 import { COLLECTIVE_CASES } from '../ops/collectives.cases.ts'
 import { MATMUL_CASES } from '../ops/matmul.cases.ts'
 import type { OpCase } from '../ops/op-case.ts'
+import { OVERLAP_CASES } from '../ops/overlap.cases.ts'
 import { ROPE_CASES } from '../ops/rope.cases.ts'
 import { ROW_CASES } from '../ops/rows.cases.ts'
 import { TEST_DEVICE } from '../support/device.ts'
@@ -82,6 +83,7 @@ const all = [
   ...MATMUL_CASES,
   ...ATTENTION_CASES,
   ...COLLECTIVE_CASES,
+  ...OVERLAP_CASES,
 ].map(prepare)
 const small = all.filter(({ bytes }) => bytes <= MAX_BYTES)
 for (const [index, recorded] of small.entries()) {

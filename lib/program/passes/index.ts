@@ -4,6 +4,7 @@ import type { Program } from '../types.ts'
 import { fuseAllReduce } from './fuse-all-reduce.ts'
 import { assignLanes, type LaneMode } from './lanes.ts'
 import { splitNanoBatches } from './nano-batch.ts'
+import { setNetworkShare } from './network-share.ts'
 import { type MatmulOverlap, overlapMatmuls } from './overlap-matmul.ts'
 import { deriveWaits } from './waits.ts'
 
@@ -16,6 +17,8 @@ export interface PassOptions {
   readonly lanes?: LaneMode
   /** Sums that go into the matmul before them; absent: none. */
   readonly overlap?: MatmulOverlap | undefined
+  /** Of the device, what collectives hold while other lanes compute; absent or 1: the backend decides. */
+  readonly shares?: { readonly network: number } | undefined
 }
 
 export interface Pass {
@@ -31,5 +34,6 @@ export const PASSES: readonly Pass[] = [
     name: 'nano-batch',
     run: (program, { parts, stagger }) => splitNanoBatches(program, parts, stagger),
   },
+  { name: 'network-share', run: setNetworkShare },
   { name: 'waits', run: deriveWaits },
 ]

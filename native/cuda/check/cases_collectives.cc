@@ -267,6 +267,92 @@ void add_nccl(Cases& cases) {
   }
 }
 
+// A matmul with its collective: whole numbers, so that both halves are exact.
+OpCase overlapped_case(const char* kind, const Placement& placement, DType dtype, DType sum,
+                       int64_t rows, int groups, const std::string& more = "") {
+  constexpr int64_t kDepth = 24, kCols = 40;
+  const bool gathers = kind == std::string("all_gather_matmul");
+  OpCase c(case_name(placement, dtype, rows, kCols) + " " + kind + " in " + std::to_string(groups) +
+               more,
+           kind, placement.tp);
+  place(c, placement);
+  const View x = c.arena("x", dtype, Symbol::kTokens, kDepth, Fill::kIntegers);
+  c.in(x);
+  c.in(c.matrix_weight("weight", dtype, kCols, kDepth));
+  c.in(c.vector_weight("bias", kCols));
+  for (CaseBuffer& buffer : c.buffers) buffer.fill = Fill::kIntegers;
+  c.out(gathers ? x : c.arena("partial", dtype, Symbol::kTokens, kCols, Fill::kPoison));
+  c.out(c.arena("y", gathers ? dtype : sum, Symbol::kTokens, kCols, Fill::kPoison));
+  c.attrs("{\"groups\": " + std::to_string(groups) + ", \"bias_on\": \"rank0\"" + more + "}");
+  c.steps[0].add_tokens(rows, 64);
+  c.tolerance = Tolerance::kExact;
+  return c;
+}
+
+void add_overlapped(Cases& cases) {
+  constexpr const char* kKinds[] = {"matmul_all_reduce", "matmul_reduce_scatter",
+                                    "all_gather_matmul"};
+  for (const char* kind : kKinds) {
+    for (const Placement& placement : kPlacements)
+      for (const DType dtype : kDTypes) {
+        cases.push_back(overlapped_case(kind, placement, dtype, dtype, 1, 2));
+        cases.push_back(overlapped_case(kind, placement, dtype, DType::kF32, 37, 3));
+      }
+    for (const char* form : {", \"form\": \"one_shot\"", ", \"form\": \"two_shot\""})
+      cases.push_back(
+          overlapped_case(kind, kPlacements[5], DType::kBf16, DType::kF32, 300, 2, form));
+    // A switch rounds sums to the type of their terms.
+    OpCase switched = overlapped_case(kind, kPlacements[5], DType::kBf16, DType::kBf16, 40, 2,
+                                      ", \"form\": \"multicast\"");
+    switched.multicast = true;
+    cases.push_back(std::move(switched));
+    for (const int part : {0, 1, 2}) {  // part 1 is empty
+      OpCase c = overlapped_case(kind, kPlacements[2], DType::kF16, DType::kF16, 50, 2);
+      c.name += ", part " + std::to_string(part);
+      c.use_part(part, 3);
+      c.steps[0].part_bounds = {0, 41, 41, 50};
+      cases.push_back(std::move(c));
+    }
+    // By NCCL and cuBLASLt, which take their sizes from the host.
+    for (const int64_t rows : {72, 77}) {
+      OpCase c = overlapped_case(kind, kPlacements[4], DType::kBf16, DType::kBf16, rows, 2,
+                                 ", \"form\": \"nccl\"");
+      c.nccl = c.cublaslt = c.counts_known = true;
+      cases.push_back(std::move(c));
+    }
+    OpCase captured = overlapped_case(kind, kPlacements[4], DType::kBf16, DType::kBf16, 8, 2,
+                                      ", \"form\": \"nccl\"");
+    captured.nccl = true;
+    captured.expects_error = "no size that NCCL could be told";
+    cases.push_back(std::move(captured));
+    OpCase dead =
+        overlapped_case(kind, Placement{"4 on two devices, one dead", 4, {0, 0, 1, 1}, {}},
+                        DType::kBf16, DType::kF32, 9, 2);
+    dead.dead = {false, true};
+    dead.expects_fault = true;
+    dead.timeout_ns = 300'000;
+    cases.push_back(std::move(dead));
+  }
+  for (const Placement& placement : kPlacements)
+    for (const int groups : {1, 3}) {
+      OpCase c(case_name(placement, DType::kBf16, 37, 40) + " in " + std::to_string(groups),
+               "all_gather_rows", placement.tp);
+      place(c, placement);
+      const View x = c.arena("x", DType::kBf16, Symbol::kTokens, 40);
+      c.in(x);
+      c.out(x);
+      c.attrs("{\"groups\": " + std::to_string(groups) + "}");
+      c.steps[0].add_tokens(37, 64);
+      c.tolerance = Tolerance::kExact;
+      cases.push_back(std::move(c));
+    }
+  OpCase refused = overlapped_case("matmul_all_reduce", kPlacements[4], DType::kBf16, DType::kF32,
+                                   9, 2, ", \"form\": \"nccl\"");
+  refused.nccl = refused.counts_known = true;
+  refused.expects_error = "form nccl cannot be had here";
+  cases.push_back(std::move(refused));
+}
+
 // Forms that cannot be had are refused by name.
 void add_refusals(Cases& cases) {
   const auto refuse = [&](OpCase c, const char* error) {
@@ -324,6 +410,7 @@ void add_collective_cases(Cases& cases) {
   }
   add_parts_and_groups(cases);
   add_multicast(cases);
+  add_overlapped(cases);
   add_faults(cases);
 }
 

@@ -1,6 +1,7 @@
 #include "runtime/cuda/device_program.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/error.h"
 #include "cuda/launch.h"
@@ -40,6 +41,9 @@ DeviceProgram::DeviceProgram(std::shared_ptr<const PreparedProgram> prepared, De
   for (int i = 0; i < prepared_->lanes.num_events; ++i) events_.emplace_back(false);
   fork_ = DeviceEvent(false);
   for (DeviceEvent& join : joins_) join = DeviceEvent(false);
+  follow_ = DeviceEvent(false);
+  lead_ = DeviceEvent(false);
+  network_ = network_lane();
   load_functions();
 }
 
@@ -144,12 +148,25 @@ bool DeviceProgram::plan_bucket(const CudaBucket& bucket, uint64_t& hash) const 
 
 // ---- Launching ----------------------------------------------------------------------------------
 
-int DeviceProgram::sm_budget(int lane) const {
-  const bool is_network = lane == static_cast<int>(Lane::kNetwork);
-  if (!is_network) return state_.device().sm_count;
-  // Alike on all devices: block b of a rank meets block b of the others.
+bool DeviceProgram::is_overlapped() const {
+  return prepared_->program.parts > 1 || prepared_->has_overlapped_matmuls;
+}
+
+// Alike on all devices: block b of a rank meets block b of the others.
+int DeviceProgram::network_budget() const {
   const int all = group_.min_sm_count;
-  return prepared_->program.parts > 1 ? std::min(all, kOverlappedNetworkBudget) : all;
+  if (!is_overlapped()) return all;
+  const double share = prepared_->program.network_share;
+  if (share == 0) return std::min(all, kOverlappedNetworkBudget);
+  return std::clamp(static_cast<int>(std::lround(share * all)), 1, all);
+}
+
+// Where a share of the device was asked for, the other lanes leave it free.
+int DeviceProgram::sm_budget(int lane) const {
+  if (lane == static_cast<int>(Lane::kNetwork)) return network_budget();
+  const int all = state_.device().sm_count;
+  const bool is_shared = is_overlapped() && prepared_->program.network_share > 0;
+  return is_shared ? std::max(1, all - network_budget()) : all;
 }
 
 void DeviceProgram::capture() {
@@ -204,6 +221,30 @@ void DeviceProgram::launch_op(int index, const CudaBucket& bucket,
   kernel.launch(make_launch(index, bucket, counts));
 }
 
+// A wait is for what was recorded when it was asked for, so that one event serves all groups.
+NetworkLane DeviceProgram::network_lane() {
+  const int lane = static_cast<int>(Lane::kNetwork);
+  DeviceStream& network = state_.lane(lane);
+  const auto stream_of = [this](CudaStream given) -> DeviceStream& {
+    int index = 0;
+    while (state_.lane(index).get() != given) ++index;
+    return state_.lane(index);
+  };
+  return {.stream = network.get(),
+          .comm_slot = lane,
+          .sm_budget = sm_budget(lane),
+          .follow =
+              [this, &network](CudaStream given) {
+                follow_.record(given);
+                network.wait(follow_);
+              },
+          .lead =
+              [this, &network, stream_of](CudaStream given) {
+                lead_.record(network.get());
+                stream_of(given).wait(lead_);
+              }};
+}
+
 CudaLaunch DeviceProgram::make_launch(int index, const CudaBucket& bucket,
                                       std::span<const StepCounts> counts) const {
   const int lane = prepared_->lanes.ops[index].lane;
@@ -224,9 +265,13 @@ CudaLaunch DeviceProgram::make_launch(int index, const CudaBucket& bucket,
           .link = group_.link,
           .peer_access = group_.peer_access,
           .few_blocks = prepared_->program.parts > 1,
+          .few = prepared_->program.network_share > 0
+                     ? std::max(1, network_budget() / group_.max_local_ranks)
+                     : kFewBlocks,
           .multicast_missing = comm_.multicast_missing(),
           .nccl_missing = nccl_missing_,
-          .nccl = comm_.nccl()};
+          .nccl = comm_.nccl(),
+          .network = lane == static_cast<int>(Lane::kNetwork) ? nullptr : &network_};
 }
 
 }  // namespace nanoweave

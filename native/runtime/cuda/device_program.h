@@ -72,7 +72,10 @@ class DeviceProgram {
   CudaLaunch make_launch(int index, const CudaBucket& bucket,
                          std::span<const StepCounts> counts) const;
   bool plan_bucket(const CudaBucket& bucket, uint64_t& hash) const;
+  bool is_overlapped() const;
+  int network_budget() const;
   int sm_budget(int lane) const;
+  NetworkLane network_lane();
 
   const std::shared_ptr<const PreparedProgram> prepared_;
   DeviceState& state_;
@@ -86,6 +89,8 @@ class DeviceProgram {
   std::vector<DeviceEvent> events_;                  // of the lane plan
   DeviceEvent fork_;
   std::array<DeviceEvent, kLanes> joins_;
+  DeviceEvent follow_, lead_;  // of overlapped matmuls, recorded anew for each group
+  NetworkLane network_;        // refers to this
   std::string_view nccl_missing_;
   bool uses_nccl_ = false;
   std::vector<bool> nccl_buckets_;                  // by bucket

@@ -50,6 +50,9 @@ PreparedProgram prepare_program(Program program, int id, CudaPlan plan, bool gra
   for (const OpDesc& op : prepared.program.ops)
     prepared.kernels.push_back(prepare_cuda_op(prepared.program, op, prepared.plan));
   prepared.lanes = plan_lanes(prepared.program);
+  for (const CudaKernel& kernel : prepared.kernels)
+    prepared.has_overlapped_matmuls |= kernel.uses_network_lane;
+  prepared.lanes.used[static_cast<int>(Lane::kNetwork)] |= prepared.has_overlapped_matmuls;
   if (graphs) prepared.buckets = graph_buckets(prepared.program, prepared.plan.step);
   prepared.sample_op = find_sample_op(prepared.program);
   if (prepared.sample_op >= 0)

@@ -15,10 +15,11 @@ struct PreparedProgram {
   CudaPlan plan;
   std::vector<CudaKernel> kernels;  // by op
   LanePlan lanes;
-  std::vector<CudaBucket> buckets;  // ascending; empty without graphs
-  int sample_op = -1;               // −1: the program does not sample
-  int sample_vocab = 0;             // tokens it chooses from
-  int fault_base = 0;               // faults name op fault_base + index
+  bool has_overlapped_matmuls = false;  // ops that use the network lane beside their own
+  std::vector<CudaBucket> buckets;      // ascending; empty without graphs
+  int sample_op = -1;                   // −1: the program does not sample
+  int sample_vocab = 0;                 // tokens it chooses from
+  int fault_base = 0;                   // faults name op fault_base + index
 };
 
 // Index of an op in a fault record: unique over the programs of a backend.
