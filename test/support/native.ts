@@ -147,6 +147,7 @@ export interface OpenOptions {
   readonly cpuIsa?: string
   readonly threadsPerRank?: number
   readonly waitTimeoutMs?: number
+  readonly deterministic?: boolean
 }
 
 /** A runtime that holds one program. */
@@ -171,6 +172,7 @@ export class OpRuntime {
         cpuIsa: options.cpuIsa ?? 'auto',
         threadsPerRank: options.threadsPerRank ?? 1,
         waitTimeoutMs: options.waitTimeoutMs ?? 20_000,
+        deterministic: options.deterministic ?? false,
       })
       const manifest = writeManifest(folder, program, options.weights ?? {})
       await runtime.loadWeights(JSON.stringify(manifest))
