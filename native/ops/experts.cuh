@@ -71,6 +71,7 @@ inline void require_reachable_experts(const OpInstance& op, const CudaPlan& plan
 inline LaunchPlan plan_world(const CudaLaunch& launch, int64_t wanted_blocks) {
   const GroupTraits traits{.link = launch.link,
                            .few_blocks = launch.few_blocks,
+                           .few = launch.few,
                            .max_local_ranks = launch.max_local_ranks,
                            .sm_budget = launch.sm_budget};
   return {.form = CollectiveForm::kTwoShot,
