@@ -97,7 +97,6 @@ export function addEngineOptions(command: Command): Command {
     .option('--ep <N>', 'ranks that share the experts', parsePositive)
     .option('--expert-slots <N>', 'slots of each rank for replicas of experts', parseCount)
     .option('--expert-balance <P>', 'off, count, eplb or least-loaded')
-    .option('--expert-balance-period <N>', 'steps from plan to plan', parsePositive)
     .option('--expert-placement <FILE>', 'trace by which experts are placed on ranks')
     .addOption(new Option('--device <D>', 'where to run').choices(['cpu', 'cuda', 'auto']))
     .option('--devices <LIST>', 'devices of the ranks: cuda:0,cuda:1')
@@ -120,6 +119,7 @@ export function addSchedulerOptions(command: Command): Command {
     .option('--preemption <HOW>', 'auto, recompute, swap')
     .option('--tpot-target <MS>', 'time per output token, for --budget milliseconds', parseNumber)
     .option('--event-log <FILE>', 'write what the scheduler sees, prompts included, for replay')
+    .option('--expert-balance-period <N>', 'steps between plans of expert placement', parsePositive)
     .option('--event-log-bytes <N>', 'where that file ends (default 1GiB)', parseBytes)
 }
 

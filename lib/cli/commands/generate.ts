@@ -27,8 +27,7 @@ interface GenerateFlags extends EngineFlags, SamplingFlags {
 const examples = `
 Examples:
   nanoweave generate MODEL --prompt "Once upon a time" --max-tokens 64
-  nanoweave generate MODEL --chat "What is 12 + 7?" --temperature 0 --json
-  nanoweave generate MODEL --prompt "…" --tp 4 --devices cuda:0,cuda:1,cuda:2,cuda:3`
+  nanoweave generate MODEL --chat "What is 12 + 7?" --temperature 0 --json`
 
 async function readInput(flags: GenerateFlags, signal: AbortSignal): Promise<GenerateRequest> {
   const { prompt, chat, tokens } = flags
