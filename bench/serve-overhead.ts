@@ -2,7 +2,7 @@
  * What the HTTP server costs: the same chat requests, all at once, once straight into the engine and
  * once over HTTP, in turn, medians of many rounds:
  *
- *   npx tsx bench/serve-overhead.ts [--streams 200] [--tokens 64] [--rounds 9] [--threads 1] [--json FILE]
+ *   npx tsx bench/serve-overhead.ts [--streams 200] [--tokens 128] [--rounds 9] [--threads 1] [--json FILE]
  *     [--profile FOLDER]
  *
  * Engine and server share a process, as in `nanoweave serve`; the client is this process, over plain
@@ -24,7 +24,7 @@ const { values } = parseArgs({
   options: {
     model: { type: 'string', default: 'models/tiny-dense' },
     streams: { type: 'string', default: '200' },
-    tokens: { type: 'string', default: '64' },
+    tokens: { type: 'string', default: '128' },
     rounds: { type: 'string', default: '9' },
     threads: { type: 'string', default: '1' },
     json: { type: 'string' },
