@@ -5,6 +5,7 @@
 
 import { afterEach, describe, expect, it } from 'vitest'
 import { RESULT_SECTION, resultSections, STEP_FLAG, STEP_SECTION } from '../lib/engine/step.ts'
+import { copy } from '../lib/ops/copy.ts'
 import { moeDispatch } from '../lib/ops/moe-dispatch.ts'
 import { moePlace } from '../lib/ops/moe-place.ts'
 import {
@@ -16,6 +17,7 @@ import {
   type Slots,
 } from '../lib/parallel/balance/slots.ts'
 import { ProgramBuilder } from '../lib/program/builder.ts'
+import { validateProgram } from '../lib/program/validate.ts'
 import { limitsFor, rowsStep } from './ops/op-case.ts'
 import { encodeStep, OpRuntime, placeApart } from './support/native.ts'
 
@@ -219,6 +221,39 @@ describe('moe_place', () => {
         code: 'ERR_STEP',
         message: expect.stringContaining(why),
       })
+  })
+
+  it('refuses positions that the ranks cannot be dealt to', async () => {
+    const runtime = await open()
+    const { limits } = runtime.program
+    const experts = { ...limits.experts!, positions: 4, slots: 8 }
+    const program = { ...runtime.program, limits: { ...limits, experts } }
+    expect(() => validateProgram(program)).toThrow('positions')
+    await expect(runtime.add(program)).rejects.toMatchObject({
+      code: 'ERR_PROGRAM',
+      message: expect.stringContaining('positions'),
+    })
+  })
+
+  it('refuses to return more choices than a result may hold', async () => {
+    const experts = { tables: 1024, count: 64, slots: 64, positions: 1, choices: 64 }
+    const limits = limitsFor(4097, { experts })
+    const builder = new ProgramBuilder({ name: 'choices', world: 1, tp: 1, limits })
+    const x = builder.arena('x', 'f32', ['T', 8])
+    const y = builder.arena('y', 'f32', ['T', 8])
+    builder.add('copy', copy({ x, y }))
+    const runtime = await OpRuntime.open(placeApart(builder))
+    runtimes.push(runtime)
+    const step = (rows: number) => {
+      const words = encodeStep(new Map([...rowsStep(rows), [STEP_SECTION.partBounds, [0, rows]]]))
+      words[2] = STEP_FLAG.expertChoices
+      return words
+    }
+    await expect(runtime.submit(step(4097))).rejects.toMatchObject({
+      code: 'ERR_STEP',
+      message: expect.stringContaining('choices'),
+    })
+    await runtime.submit(step(1))
   })
 
   it('fails a step whose tables are not what the plan says', async () => {

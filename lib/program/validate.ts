@@ -46,6 +46,10 @@ export function validateProgram(program: Program): void {
   if (!(share > 0 && share < 1))
     throw fail(`networkShare is ${share}, between 0 and 1 (exclusive) works`)
   validateLimits(program.limits)
+  const positions = program.limits.experts?.positions ?? 1
+  if (program.world % positions !== 0) {
+    throw fail(`${positions} positions of experts in world ${program.world}`)
+  }
   const names = new Set<string>()
   for (const buffer of program.buffers) {
     if (names.has(buffer.name)) throw fail(`two buffers are called ${buffer.name}`)

@@ -148,6 +148,8 @@ CudaKernel cuda_sum(const OpInstance& op, const CudaPlan& plan, const BufferDesc
                     const BufferDesc& y, int32_t which, bool scatter) {
   require_vector_rows(op, x);
   const bool is_rounded = x.dtype == y.dtype;
+  op.require(is_rounded || op.collective_form() != CollectiveForm::kNccl,
+             "NCCL has no f32 sums of 16-bit rows");
   op.require(plan.peer_access || is_rounded,
              "NCCL, which these GPUs need, has no f32 sums of 16-bit rows");
   SumOp sum{.collective = collective_op(op, plan, x, which, AllReduceConfig::kThreads * 16,

@@ -252,6 +252,10 @@ Program parse_program(std::string_view text) {
     fail(ErrorCode::kProgram, "tp %d does not divide world %d", program.tp, program.world);
   program.parts = static_cast<int>(parse_range(json.at("parts"), "parts", 1, kMaxParts));
   program.limits = parse_limits(json.at("limits"));
+  if (const int64_t positions = program.limits.experts.positions;
+      positions > 0 && program.world % positions != 0)
+    fail(ErrorCode::kProgram, "%lld positions of experts do not divide world %d",
+         static_cast<long long>(positions), program.world);
   program.arena_bytes = parse_range(json.at("arenaBytes"), "arenaBytes", 0, kMaxBytes);
   if (const Json* share = json.find("networkShare")) {
     program.network_share = share->as_number();

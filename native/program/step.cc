@@ -37,7 +37,7 @@ constexpr std::array<const char*, kNumSectionKinds + 1> kSectionNames = {"",
                                                                          "expertTables",
                                                                          "expertCopies"};
 constexpr int kMaxTopLogprobs = 20;
-constexpr int64_t kMaxLogitsWords = int64_t{1} << 28;  // of one step's result: 1 GiB
+constexpr int64_t kMaxResultWords = int64_t{1} << 28;  // logits, or choices, of one step: 1 GiB
 constexpr int32_t kEmptyBounds[5] = {0, 0, 0, 0, 0};
 
 using Words = std::span<const int32_t>;
@@ -276,7 +276,7 @@ class GroupParser {
       }
       if ((row.flags & kRowLogits) != 0) logits_words += limits_.vocab_size + 1;
     }
-    if (logits_words > kMaxLogitsWords)
+    if (logits_words > kMaxResultWords)
       refuse(kind, 0, "the logits asked for exceed 1 GiB, ask for fewer rows; words", logits_words);
   }
 
@@ -463,14 +463,20 @@ std::unique_ptr<Step> parse_step(const Program& program, std::span<const int32_t
     fail(ErrorCode::kStep, "unknown step flags %#x", step->flags);
 
   const std::vector<Sections> groups = read_sections(owned, program.world / program.tp);
+  int64_t choice_words = 0;
   for (size_t group = 0; group < groups.size(); ++group) {
     GroupParser parser(program, static_cast<int>(group), groups[group]);
     step->groups.push_back(parser.parse());
     step->groups.back().returns_expert_choices = (step->flags & kStepExpertChoices) != 0;
+    choice_words += program.limits.experts.tables * step->groups.back().num_tokens() *
+                    program.limits.experts.choices;
     if (group > 0) continue;
     step->expert_tables = parser.parse_expert_tables();
     step->expert_copies = parser.parse_expert_copies();
   }
+  if ((step->flags & kStepExpertChoices) != 0 && choice_words > kMaxResultWords)
+    fail(ErrorCode::kStep, "the choices of experts asked for exceed 1 GiB: %lld words",
+         static_cast<long long>(choice_words));
   return step;
 }
 

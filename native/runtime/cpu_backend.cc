@@ -108,7 +108,9 @@ void CpuBackend::create_expert_tables(const ExpertLimits& limits) {
   if (limits.tables == 0 || workers_[0]->experts.limits() == limits) return;
   if (workers_[0]->experts.limits().tables > 0)
     fail(ErrorCode::kProgram, "the programs of one runtime must have the same expert tables");
-  for (auto& worker : workers_) worker->experts = ExpertTables(limits);
+  std::vector<ExpertTables> tables;  // all or none: memory may be short
+  for (size_t i = 0; i < workers_.size(); ++i) tables.emplace_back(limits);
+  for (size_t i = 0; i < workers_.size(); ++i) workers_[i]->experts = std::move(tables[i]);
 }
 
 const Program& CpuBackend::program(int id) const {

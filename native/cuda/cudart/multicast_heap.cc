@@ -7,6 +7,7 @@
 #include <cuda_runtime_api.h>
 
 #include "core/error.h"
+#include "cuda/device_wait.h"
 
 namespace nanoweave {
 
@@ -108,6 +109,7 @@ struct MulticastHeap::Impl {
 };
 
 MulticastHeap::Impl::~Impl() {
+  if (devices_given_up()) return;
   if (is_mapped) driver.unmap(address, bytes);
   if (address != 0) driver.free_address(address, bytes);
   for (const Heap& heap : heaps) {
