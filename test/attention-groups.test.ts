@@ -121,10 +121,21 @@ describe('SchedulerGroups', () => {
 
   it('keeps the outputs of one prompt together', () => {
     const groups = new Groups(4)
-    const forks = createForkGroup()
+    const forks = createForkGroup(3)
     const prompt = tokens(20, 100)
     const placed = [0, 1, 2].map(() => groups.add(prompt, forks).attentionGroup)
     expect(new Set(placed).size).toBe(1)
+    groups.drain()
+  })
+
+  it('gives the outputs of one prompt to a group that has room for all of them', () => {
+    const groups = new Groups(2, 1)
+    const placed = [60, 8, 8, 8, 8].map((length, i) => groups.add(tokens(length, 100 * (i + 1))))
+    expect(placed.map(({ attentionGroup }) => attentionGroup)).toEqual([0, 1, 1, 1, 1])
+    // The other group has less to do, and room for one.
+    const forks = createForkGroup(3)
+    for (let i = 0; i < 3; i++) expect(groups.add(tokens(8, 900), forks).attentionGroup).toBe(0)
+    expect(groups.add(tokens(8, 1000)).attentionGroup).toBe(1)
     groups.drain()
   })
 
@@ -154,7 +165,7 @@ describe('random traces over groups', () => {
           const choice = random.next()
           if (choice < 0.35) {
             const prompt = tokens(random.int(1, 60), 100 * random.int(1, 6))
-            const forks = random.next() < 0.2 ? createForkGroup() : undefined
+            const forks = random.next() < 0.2 ? createForkGroup(3) : undefined
             try {
               for (let fork = 0; fork < (forks ? 3 : 1); fork++)
                 added.push(groups.add(prompt, forks))

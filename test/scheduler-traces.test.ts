@@ -281,7 +281,7 @@ function addRandom(driver: Driver, random: Random): Sequence[] {
   const numForks = kind === 'generate' && random.int(0, 3) === 0 ? random.int(2, 5) : 0
   const added: Sequence[] = []
   try {
-    const group = numForks > 0 ? createForkGroup() : undefined
+    const group = numForks > 0 ? createForkGroup(numForks) : undefined
     const options = {
       kind,
       ...(group !== undefined && { group }),

@@ -108,7 +108,7 @@ describe('Scheduler', () => {
 
   it('computes the prompt of several outputs once and copies its last block', () => {
     const driver = new Driver({ prefixCache: false })
-    const group = createForkGroup()
+    const group = createForkGroup(3)
     const prompt = Array.from({ length: 10 }, (_, i) => 50 + i)
     const forks = [0, 1, 2].map(() => driver.add(prompt, 3, { group }))
     const first = driver.plan()
@@ -130,7 +130,7 @@ describe('Scheduler', () => {
   it('copies nothing where the last prompt token begins a block, or is alone', () => {
     for (const length of [1, 9]) {
       const driver = new Driver()
-      const group = createForkGroup()
+      const group = createForkGroup(4)
       for (let i = 0; i < 4; i++) driver.add(Array(length).fill(7), 6, { group })
       driver.plan()
       expect(driver.plan()?.numCopies).toBe(0)
@@ -140,7 +140,7 @@ describe('Scheduler', () => {
 
   it('hands the prompt on when the output that computes it is cancelled', () => {
     const driver = new Driver({ prefixCache: false, maxNumBatchedTokens: 16 })
-    const group = createForkGroup()
+    const group = createForkGroup(3)
     const forks = [0, 1, 2].map(() => driver.add(Array(40).fill(9), 3, { group }))
     driver.plan()
     const later = driver.add(5, 3)

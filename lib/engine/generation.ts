@@ -128,7 +128,7 @@ export class Generation {
     if (wanted.length === 0) return
     const { requireOpen, jobs, loop } = this.#context
     requireOpen()
-    const group = this.#outputs.length > 1 ? createForkGroup() : undefined
+    const group = this.#outputs.length > 1 ? createForkGroup(wanted.length) : undefined
     const created = wanted.map((output) =>
       jobs.generate(this.#request, tokens, arrivalMs, output, {
         index: output.index,

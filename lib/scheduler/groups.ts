@@ -127,15 +127,17 @@ export class SchedulerGroups {
   /**
    * The group that would be done with the prompt first and has the most room: steps that the tokens
    * before it and its own take, those left out that are cached there, and the share of KV blocks that are
-   * or will be taken. Forks share blocks, so they share the group. A full group only if all are.
+   * or will be taken. Forks share blocks, so they share the group. One without room for them only if all are.
    */
   #choose(sequence: Sequence): number {
     if (this.#groups.length === 1) return 0
     const sibling = sequence.group?.members.at(0)
     if (sibling !== undefined) return sibling.attentionGroup
     const costs = this.#groups.map((group, index) => this.#cost(group, index, sequence))
-    const open = costs.map((_, index) => index).filter((index) => !this.#groups[index].isFull)
-    const candidates = open.length > 0 ? open : costs.map((_, index) => index)
+    const all = costs.map((_, index) => index)
+    const { size } = sequence.group ?? { size: 1 }
+    const open = all.filter((index) => this.#groups[index].room >= size)
+    const candidates = open.length > 0 ? open : all
     return candidates.reduce((best, index) => (costs[index] < costs[best] ? index : best))
   }
 

@@ -123,7 +123,8 @@ function readSequence(
   const program = programs.get(event.program) ?? createAccount()
   programs.set(event.program, program)
   const { tpotTargetMs, cacheRoot, forkOf, type: _, ...same } = event
-  const group = forkOf === undefined ? undefined : (groups.get(forkOf) ?? createForkGroup())
+  // Only the choice between several schedulers asks for its size.
+  const group = forkOf === undefined ? undefined : (groups.get(forkOf) ?? createForkGroup(1))
   if (forkOf !== undefined && group !== undefined) groups.set(forkOf, group)
   return createSequence({
     ...same,

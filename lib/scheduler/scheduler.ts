@@ -136,10 +136,10 @@ export class Scheduler {
     }
   }
 
-  /** `add` would refuse. What could run at once does not count as waiting. */
-  get isFull(): boolean {
+  /** Sequences that `add` would take. What could run at once does not count as waiting. */
+  get room(): number {
     const { maxNumSeqs, maxWaiting } = this.config
-    return this.#numRunning + this.#numWaiting() >= maxNumSeqs + maxWaiting
+    return maxNumSeqs + maxWaiting - this.#numRunning - this.#numWaiting()
   }
 
   /** What the program of that name has been given; for SequenceOptions. */
@@ -163,7 +163,7 @@ export class Scheduler {
   add(sequence: Sequence): void {
     requireFits(sequence, this.config)
     const { maxNumSeqs, maxWaiting } = this.config
-    if (this.isFull)
+    if (this.room <= 0)
       throw new EngineError(
         'ERR_QUEUE_FULL',
         `${maxNumSeqs} requests run and ${maxWaiting} wait already; try again later or raise maxWaiting`,

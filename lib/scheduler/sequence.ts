@@ -66,14 +66,16 @@ export interface SequenceOptions {
 
 /** Sequences with one prompt. */
 export interface ForkGroup {
+  /** How many will be added at most. */
+  readonly size: number
   /** All that have been added, in order. */
   readonly members: Sequence[]
   /** Those that wait for the prompt's KV. */
   readonly waiting: Sequence[]
 }
 
-export function createForkGroup(): ForkGroup {
-  return { members: [], waiting: [] }
+export function createForkGroup(size: number): ForkGroup {
+  return { size, members: [], waiting: [] }
 }
 
 export interface Sequence {
