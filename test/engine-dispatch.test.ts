@@ -2,9 +2,10 @@
 
 import { describe, expect, it } from 'vitest'
 import type { Engine } from '../lib/engine/engine.ts'
+import { Generation } from '../lib/engine/generation.ts'
 import type { GenerateChunk, GenerateManyRequest } from '../lib/engine/types.ts'
 import type { EngineError } from '../lib/errors.ts'
-import { collect, open, prompt } from './support/fake-engine.ts'
+import { collect, open, prompt, turns } from './support/fake-engine.ts'
 
 interface Heard {
   readonly chunks: GenerateChunk[][]
@@ -98,6 +99,72 @@ describe('dispatch', () => {
     expect(chunks.slice(1).every(({ length }) => length <= 1)).toBe(true)
     const { running, waiting, finished } = engine.stats()
     expect([running, waiting, finished.abort]).toEqual([0, 0, 3])
+  })
+
+  it('warns of what onError throws, which ends nothing else', async () => {
+    const { engine } = await open()
+    const warnings: Error[] = []
+    const onWarning = (warning: Error) => warnings.push(warning)
+    process.on('warning', onWarning)
+    try {
+      const other = engine.complete({ tokens: prompt(9), maxTokens: 30, ignoreEos: true })
+      const controller = new AbortController()
+      let numErrors = 0
+      const wrong = {
+        onChunk() {
+          throw new Error('mine')
+        },
+        onError() {
+          numErrors++
+          throw new Error('mine too')
+        },
+      }
+      engine.dispatch({ ...REQUEST, tokens: [-1] }, wrong)
+      engine.dispatch(REQUEST, wrong)
+      engine.dispatch({ ...REQUEST, signal: controller.signal }, { ...wrong, onChunk() {} })
+      await turns(3)
+      controller.abort()
+      expect((await other).tokens).toHaveLength(30)
+      expect(numErrors).toBe(9)
+      expect(warnings.map(({ name }) => name)).toEqual(Array(9).fill('NanoweaveWarning'))
+      expect(warnings[0].message).toContain('mine too')
+      expect(engine.stats()).toMatchObject({ running: 0, waiting: 0 })
+      expect(engine.stats().failed).toBe(undefined)
+    } finally {
+      process.off('warning', onWarning)
+    }
+  })
+
+  it('calls onQueued of no output once it threw', async () => {
+    const { engine } = await open()
+    const mistake = new Error('mine')
+    const queued: number[] = []
+    const onQueued = (_: number, index: number) => {
+      queued.push(index)
+      throw mistake
+    }
+    const { errors } = await dispatch(engine, { ...REQUEST, onQueued })
+    expect([queued, errors]).toEqual([[0], [mistake, mistake, mistake]])
+  })
+
+  it('waits for a grammar as long as any of its outputs is wanted', async () => {
+    let waiting: AbortSignal | undefined
+    const constraints = {
+      read: () => ({ source: '', specialTokens: [] }),
+      open: (_: unknown, __: unknown, signal: AbortSignal) => {
+        waiting = signal
+        return new Promise(() => {})
+      },
+    }
+    const context = { constraints, requireOpen() {}, promptTokens: async () => [1] }
+    const handler = { onChunk() {}, onError() {} }
+    const generation = new Generation(REQUEST, 2, context as never, handler)
+    generation.start()
+    await turns(1)
+    generation.leave(0)
+    expect(waiting?.aborted).toBe(false)
+    generation.leave(1)
+    expect(waiting?.aborted).toBe(true)
   })
 
   it('throws for unknown names, and tells of what else is wrong', async () => {

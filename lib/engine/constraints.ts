@@ -33,10 +33,14 @@ export class Constraints {
 
   /**
    * What holds an output to its grammar. ERR_USAGE for one that cannot be used. `onError`: the output
-   * cannot be held to it any further.
+   * cannot be held to it any further. `signal`: nobody wants it any more; it stops waiting in line.
    */
-  async open(grammar: Grammar, onError: (error: EngineError) => void): Promise<Constraint> {
-    const matcher = await this.#openPool().open(grammar, onError)
+  async open(
+    grammar: Grammar,
+    onError: (error: EngineError) => void,
+    signal: AbortSignal,
+  ): Promise<Constraint> {
+    const matcher = await this.#openPool().open(grammar, onError, signal)
     return { matcher, onReleased: this.#onReleased }
   }
 

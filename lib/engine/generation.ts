@@ -4,6 +4,7 @@
  * chunk as it comes; a stream is a handler that keeps chunks until they are asked for.
  */
 
+import { inspect } from 'node:util'
 import { EngineError } from '../errors.ts'
 import type { Grammar } from '../grammar/grammar.ts'
 import { createForkGroup } from '../scheduler/sequence.ts'
@@ -69,6 +70,8 @@ export class Generation {
   readonly #request: GenerateRequest
   readonly #context: GenerationContext
   #control: RequestControl | undefined
+  /** Aborted when nobody waits for a grammar any more. */
+  #opening: AbortController | undefined
   #isStarted = false
 
   constructor(
@@ -115,10 +118,12 @@ export class Generation {
 
   /** One after another: the first compiles the grammar, the others find it. */
   async #holdTo(grammar: Grammar): Promise<void> {
+    const { constraints } = this.#context
+    this.#opening = new AbortController()
+    const { signal } = this.#opening
     for (const output of this.#outputs) {
       if (output.isEnded) continue
-      const { constraints } = this.#context
-      output.hold(await constraints.open(grammar, (error) => output.fail(error)))
+      output.hold(await constraints.open(grammar, (error) => output.fail(error), signal))
     }
   }
 
@@ -143,8 +148,8 @@ export class Generation {
     for (const output of wanted) this.#tellQueued(output)
   }
 
-  #tellQueued({ job, index }: Output): void {
-    if (job === undefined) return
+  #tellQueued({ job, index, isEnded }: Output): void {
+    if (job === undefined || isEnded) return
     try {
       this.#request.onQueued?.(job.sequence.id, index)
     } catch (error) {
@@ -158,7 +163,9 @@ export class Generation {
   }
 
   #onOutputEnd(): void {
-    if (this.#outputs.every(({ isEnded }) => isEnded)) this.#control?.disarm()
+    if (!this.#outputs.every(({ isEnded }) => isEnded)) return
+    this.#control?.disarm()
+    this.#opening?.abort()
   }
 }
 
@@ -213,7 +220,14 @@ class Output implements GenerateSink {
         ? error
         : new EngineError('ERR_ABORTED', 'the request was given up by its caller', { cause: error })
     this.leave(reason)
-    this.#handler.onError(this.index, error)
+    try {
+      this.#handler.onError(this.index, error)
+    } catch (thrown) {
+      // Who calls this has others to tell.
+      process.emitWarning(`onError of a dispatched request threw: ${inspect(thrown)}`, {
+        type: 'NanoweaveWarning',
+      })
+    }
   }
 
   /** Ends it without telling the handler. */

@@ -194,7 +194,7 @@ export interface GenerateRequest extends SamplingOptions {
   readonly signal?: AbortSignal
   /**
    * Called with the request's id (for `explain`) once it is queued; with several outputs for each of
-   * them in order of its `index`, else that is 0.
+   * them in order of its `index`, else that is 0. What it throws ends all of them.
    */
   readonly onQueued?: (id: number, index: number) => void
 }
@@ -279,7 +279,10 @@ export interface CompleteManyResult {
 export interface GenerateHandler {
   /** The last one has a finishReason. */
   onChunk(index: number, chunk: GenerateChunk): void
-  /** The output ended without its last chunk; an EngineError, or what a callback threw. */
+  /**
+   * The output ended without its last chunk; an EngineError, or what a callback threw. What this one
+   * throws becomes a warning of the process (`NanoweaveWarning`) and ends nothing else.
+   */
   onError(index: number, error: unknown): void
 }
 

@@ -1,5 +1,5 @@
 /**
- * Writes and compiles grammars and follows outputs through them, in a worker thread that pool.ts starts
+ * Writes and compiles grammars and follows outputs through them, in a worker thread that pool-worker.ts starts
  * and may end at any time. xgrammar runs as WebAssembly: it answers a malformed grammar by aborting,
  * after which the worker is of no use any more.
  */
@@ -162,6 +162,9 @@ async function compile(key: string, ebnf: string, visible: readonly string[]): P
 /** `stuck`: no token can come next. */
 async function fillMask({ matcher, mask }: Open): Promise<'stuck' | 'ready'> {
   mask.set(await matcher.getNextTokenBitmask())
+  // Beyond the vocabulary the library may allow anything.
+  const numLast = vocabSize % 32
+  if (numLast > 0) mask[mask.length - 1] &= 2 ** numLast - 1
   return mask.every((word) => word === 0) ? 'stuck' : 'ready'
 }
 

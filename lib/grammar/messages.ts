@@ -1,4 +1,4 @@
-/** What pool.ts and the workers that it starts say to each other. */
+/** What pool-worker.ts and the threads that it starts say to each other. */
 
 import type { Vocabulary } from './types.ts'
 
