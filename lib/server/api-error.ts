@@ -80,7 +80,9 @@ const OPTION_NAMES: Readonly<Record<string, string>> = {
 }
 
 function inWordsOfClients(message: string): string {
-  return message.replace(/\b[a-z]+[A-Z]\w+\b/g, (name) => OPTION_NAMES[name] ?? name)
+  return message.replace(/\b[a-z]+[A-Z]\w+\b/g, (name) =>
+    Object.hasOwn(OPTION_NAMES, name) ? OPTION_NAMES[name] : name,
+  )
 }
 
 /** What a client is told of `error`. Unknown errors say nothing of their message. */

@@ -158,6 +158,12 @@ describe('clients', () => {
     expect(body.error.message).toContain('lower max_tokens or raise --kv-cache-bytes of the server')
   })
 
+  it('that get a message with a word of JavaScript in it: as it is', () => {
+    const what = 'toString, hasOwnProperty and maxTokens'
+    const { body } = toApiError(new EngineError('ERR_USAGE', what))
+    expect(body.error.message).toBe('toString, hasOwnProperty and max_tokens')
+  })
+
   it('that are too many, or hold too much: 429 before the body is read', async () => {
     const limits = { requests: 2, totalBodyBytes: 1000 }
     const running = await start({ limits }, {}, { latencyMs: 1 })

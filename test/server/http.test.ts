@@ -3,7 +3,10 @@
 import { readFileSync } from 'node:fs'
 import { Ajv2020 } from 'ajv/dist/2020.js'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { Engine } from '../../lib/engine/engine.ts'
+import type { GenerateChunk } from '../../lib/engine/types.ts'
 import { createServer } from '../../lib/server/server.ts'
+import type { ServedEngine } from '../../lib/server/types.ts'
 import {
   eventsOf,
   expectBaseline,
@@ -65,6 +68,41 @@ function streamOf({ status, headers, text }: Reply, schema: string): Wire[] {
   const constant = events.map(({ id, created, model }) => `${id} ${created} ${model}`)
   expect(new Set(constant).size).toBe(1)
   return events
+}
+
+/** `engine`, that says of the second of two choices that it is queued when the first is ready. */
+function openLate(
+  engine: Engine,
+  isReady: (chunk: GenerateChunk) => boolean,
+  pin: ServedEngine['pin'],
+): ServedEngine {
+  return {
+    info: engine.info,
+    tokenizer: engine.tokenizer,
+    tokenize: (request) => engine.tokenize(request),
+    stats: () => engine.stats(),
+    recentSteps: () => engine.recentSteps(),
+    pin,
+    dispatch(request, handler) {
+      let tellSecond = () => {}
+      const onQueued = (id: number, index: number) => {
+        if (index === 0) request.onQueued?.(id, index)
+        else tellSecond = () => request.onQueued?.(id, index)
+      }
+      engine.dispatch(
+        { ...request, onQueued },
+        {
+          onChunk(index, chunk) {
+            handler.onChunk(index, chunk)
+            if (index !== 0 || !isReady(chunk)) return
+            tellSecond()
+            tellSecond = () => {}
+          },
+          onError: (index, error) => handler.onError(index, error),
+        },
+      )
+    },
+  }
 }
 
 describe('chat completions', () => {
@@ -149,6 +187,42 @@ describe('chat completions', () => {
       await other.close()
     }
     expect(() => createServer(running.engine, { toolPinTtlMs: -1 })).toThrow('toolPinTtlMs')
+  })
+
+  it('keep the KV of turns that call tools before anybody has read them', async () => {
+    const engine = await Engine.load(FOLDER, { precision: 'f32', threads: 2 })
+    const pins: (readonly [id: number, ttlMs: number])[] = []
+    const lateEngine = (isReady: (chunk: GenerateChunk) => boolean) =>
+      openLate(engine, isReady, (id, ttlMs) => {
+        const isPinned = engine.pin(id, ttlMs)
+        if (isPinned) pins.push([id, ttlMs])
+        return isPinned
+      })
+    const askOf = async (served: ServedEngine, body: object) => {
+      const server = createServer(served, { logLevel: 'silent', toolPinTtlMs: 60_000 })
+      const url = `${await server.listen(0)}/v1/chat/completions`
+      const reply = await post(url, { ...body, stream: true, n: 2 })
+      await server.close()
+      return streamOf(reply, 'ChatChunk').at(-1)?.choices[0].finish_reason
+    }
+    const call = { messages: TOOL.messages, tools: TOOL.tools }
+    try {
+      const atStart = lateEngine(() => true)
+      const atEnd = lateEngine(({ finishReason }) => finishReason !== undefined)
+      expect(await askOf(atEnd, CHAT)).toBe('stop')
+      expect(engine.stats().kvBlocks.pinned).toBe(0)
+      expect(await askOf(atEnd, call)).toBe('tool_calls')
+      // Of both choices, the first of which had ended by then.
+      expect(new Set(pins.map(([id]) => id)).size).toBe(2)
+      expect(engine.stats().kvBlocks.pinned).toBeGreaterThan(0)
+      // Read in time, and no call yet: not kept any more, until there is one.
+      pins.length = 0
+      expect(await askOf(atStart, call)).toBe('tool_calls')
+      const ofFirst = pins.filter(([id]) => id === pins[0][0]).map(([, ttlMs]) => ttlMs)
+      expect(ofFirst).toEqual([60_000, 0, 60_000])
+    } finally {
+      await engine.close()
+    }
   })
 
   it('offer no tools with tool_choice none', async () => {

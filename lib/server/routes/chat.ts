@@ -94,6 +94,7 @@ export function addChatRoute(app: FastifyInstance, context: ServerContext): void
       groups: [{ first: 0, request: choices }],
       isStreamed,
       includeUsage,
+      mayCallTools: tools.length > 0,
     })
     return reply
   })

@@ -58,6 +58,7 @@ export function addCompletionsRoute(app: FastifyInstance, context: ServerContext
       groups,
       isStreamed,
       includeUsage,
+      mayCallTools: false,
     })
     return reply
   })

@@ -19,6 +19,8 @@ export interface Completion {
   readonly groups: readonly ChoiceGroup[]
   readonly isStreamed: boolean
   readonly includeUsage: boolean
+  /** What the model was offered. */
+  readonly mayCallTools: boolean
 }
 
 export function answerHeader(context: ServerContext, prefix: string): AnswerHeader {
@@ -104,8 +106,12 @@ export async function runCompletion(
         usage.add(index, chunk)
         if (chunk.finishReason !== undefined) finishReasons[index] = chunk.finishReason
         const mustWait = isStreamed && (stream === undefined || stream.isBehind || !held.isEmpty)
-        if (mustWait) held.add(index, chunk)
-        else take(index, chunk)
+        if (mustWait) {
+          held.add(index, chunk)
+          pinWhenCalling.onHeld(index)
+        } else {
+          take(index, chunk)
+        }
       },
     })
   } catch (error) {
@@ -162,20 +168,36 @@ function createUsage(groups: readonly ChoiceGroup[]) {
   }
 }
 
-/** A turn that calls tools is kept for their answers, unless the request says for how long itself. */
+/**
+ * A turn that calls tools is kept for their answers, unless the request says for how long itself. Chunks
+ * that are held are not read yet and may be a call, perhaps to the end of the turn: so it is kept while
+ * some are.
+ */
 function createToolPins({ engine, toolPinTtlMs }: ServerContext, completion: Completion) {
-  const { answer, groups } = completion
+  const { answer, groups, mayCallTools } = completion
   const ids: number[] = []
+  const unread = new Set<number>()
   const isOff = toolPinTtlMs === 0 || groups.some(({ request }) => request.pinTtlMs !== undefined)
   return {
     onQueued(index: number, id: number): void {
       if (!isOff) ids[index] = id
     },
+    onHeld(index: number): void {
+      const id = ids[index]
+      if (id === undefined || !mayCallTools || unread.has(index)) return
+      unread.add(index)
+      engine.pin(id, toolPinTtlMs)
+    },
     onPushed(index: number): void {
       const id = ids[index]
-      if (id === undefined || !answer.callsTools(index)) return
-      engine.pin(id, toolPinTtlMs)
-      delete ids[index]
+      if (id === undefined) return
+      const wasUnread = unread.delete(index)
+      if (answer.callsTools(index)) {
+        engine.pin(id, toolPinTtlMs)
+        delete ids[index]
+      } else if (wasUnread) {
+        engine.pin(id, 0)
+      }
     },
   }
 }
