@@ -82,6 +82,8 @@ const FEW: readonly Case[] = [
   { family: 'olmoe', tp: 1, ep: 2, parts: 2, graphs: true, numDevices: 1 },
   { family: 'glm4-moe', tp: 4, ep: 2, parts: 1, graphs: true, numDevices: 1 },
   { family: 'gpt-oss-sinks', tp: 2, ep: 4, parts: 2, graphs: false, numDevices: 2 },
+  { family: 'deepseek-v2-mla', tp: 2, ep: 2, parts: 2, graphs: true, numDevices: 2 },
+  { family: 'deepseek-v3-mla', tp: 1, ep: 1, parts: 1, graphs: true, numDevices: 1 },
 ]
 
 function fits(family: string, tp: number, ep: number): boolean {
@@ -194,6 +196,22 @@ describe.skipIf(!usable)('emulated CUDA', () => {
         TEST_TIMEOUT_MS,
       )
     },
+  )
+
+  it.each([
+    ['tensor cores', 8, 'bf16'],
+    ['multiply-adds', 6, 'f32'],
+  ] as const)(
+    'a row of latent attention has the same bits however it is computed, by %s',
+    async (_, ropeDim, dtype) => {
+      const { FEW_RUNS, ofLatents, rowInManyWays } = await import('./ops/attention-row.ts')
+      const { expectAgree } = await import('./ops/tolerance.ts')
+      const sizes = { heads: 3, latentDim: 8, ropeDim, dtype, kvDtype: dtype }
+      const outputs = await rowInManyWays(ofLatents(sizes), 'auto', FEW_RUNS)
+      expectAgree(outputs)
+      expect(outputs[0]!.some((byte) => byte !== 0 && byte !== 0xff)).toBe(true)
+    },
+    TEST_TIMEOUT_MS,
   )
 
   describe('ranks', () => {
@@ -430,6 +448,39 @@ describe.skipIf(!usable)('emulated CUDA', () => {
         const onCpu = await run(['cpu'], 1)
         expect(onCpu.prefixHits).toBeGreaterThan(0)
         expect(await run(['cuda:0'], 2)).toEqual(onCpu)
+      },
+      TEST_TIMEOUT_MS,
+    )
+
+    it(
+      'copies, shares and swaps blocks of latent vectors as the CPU does',
+      async () => {
+        // Three layers of 24 floats a token; five blocks serve four sequences of two to three.
+        const blockBytes = 3 * 24 * 4 * 16
+        const run = async (devices: readonly string[]) => {
+          await using engine = await Engine.load(goldenFolder('deepseek-v3-mla'), {
+            ...options,
+            devices,
+            kvCacheBytes: 5 * blockBytes,
+            hostKvBytes: 16 * blockBytes,
+            admission: 'prompt-fits',
+            preemption: 'swap',
+          })
+          const { choices } = await engine.completeMany({
+            tokens: Array.from({ length: 24 }, (_, i) => 1 + ((7 * i) % 40)),
+            maxTokens: 20,
+            ignoreEos: true,
+            temperature: 1,
+            seed: 5,
+            n: 4,
+          })
+          const { swapsIn, kvBlocks } = engine.stats()
+          return { tokens: choices.map(({ tokens }) => tokens), swapsIn, total: kvBlocks.total }
+        }
+        const onCpu = await run(['cpu'])
+        expect(onCpu.total).toBe(5)
+        expect(onCpu.swapsIn).toBeGreaterThan(0)
+        expect((await run(['cuda:0'])).tokens).toEqual(onCpu.tokens)
       },
       TEST_TIMEOUT_MS,
     )

@@ -4,14 +4,12 @@
  */
 
 import { describe, expect, it } from 'vitest'
-import { assembleEngine } from '../lib/engine/assemble.ts'
 import { Engine } from '../lib/engine/engine.ts'
 import { derivedSeed } from '../lib/engine/sampling.ts'
 import type { EngineOptions } from '../lib/engine/types.ts'
 import { loadModel, type Model, modelFootprint, modelFromConfig } from '../lib/models/index.ts'
 import { BareModel } from './support/bare-model.ts'
 import { createFolder } from './support/checkpoint-folder.ts'
-import { createFakeBinding } from './support/fake-binding.ts'
 import { fp8Copies, withFp8 } from './support/fp8.ts'
 import { goldenFolder } from './support/golden.ts'
 import { configOf } from './support/golden-config.ts'
@@ -73,19 +71,6 @@ describe('the cache of latent vectors', () => {
       expect(choice.tokens).toEqual((await engine.complete({ ...request, seed })).tokens)
     }
   })
-})
-
-it('is refused on a GPU before anything is loaded, naming its ops', async () => {
-  const binding = createFakeBinding()
-  const found = binding.describeDevices()
-  const gpu = { ...found.devices[0]!, name: 'cuda:0', backend: 'cuda' as const }
-  const describeDevices = () => ({ ...found, devices: [...found.devices, gpu] })
-  const load = assembleEngine(FOLDER, {}, { ...binding, describeDevices })
-  await expect(load).rejects.toMatchObject({
-    code: 'ERR_UNSUPPORTED_MODEL',
-    message: expect.stringContaining('mla_attention'),
-  })
-  expect(binding.runtimes).toEqual([])
 })
 
 describe('checkpoints', () => {

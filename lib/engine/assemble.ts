@@ -26,7 +26,7 @@ import {
   type Tokenizer,
 } from '../tokenizer/index.ts'
 import { costPrior } from './cost-prior.ts'
-import { placeRanks, requireKernels } from './devices.ts'
+import { placeRanks } from './devices.ts'
 import { DEFAULT_EVENT_LOG_BYTES, EventLogFile } from './event-log.ts'
 import {
   checkExpertOptions,
@@ -101,7 +101,6 @@ export async function assembleEngine(
   const defaults = readGenerationDefaults(model.folder)
   const devices = placeRanks(binding.describeDevices(), world, options.device, options.devices)
   const backend = devices[0].backend
-  requireKernels(model, backend)
   // Tensor cores have no float32, and float16 weights become bf16: its range is that of float32.
   const precision = checked.precision === 'auto' && backend === 'cuda' ? 'bf16' : checked.precision
   const expertPlacement = placementOf(model, checked.experts, expertParallel, backend)

@@ -1,7 +1,6 @@
-/** Placement: which device each rank runs on, and whether it can. */
+/** Placement: which device each rank runs on. */
 
 import { EngineError } from '../errors.ts'
-import type { Model } from '../models/index.ts'
 import type { DeviceDescription, DevicesDescription } from '../native/binding.ts'
 import type { DeviceKind } from './types.ts'
 
@@ -34,19 +33,6 @@ export function placeRanks(
   if (devices === undefined)
     throw noDevice(`there is no ${kind === 'auto' ? 'usable' : kind} device`, found, kind)
   return Array.from({ length: world }, (_, rank) => devices[rank % devices.length])
-}
-
-/** ERR_UNSUPPORTED_MODEL, before anything is loaded, for what devices of this kind have no kernels. */
-export function requireKernels(
-  { architecture, spec }: Model,
-  backend: DeviceDescription['backend'],
-): void {
-  const isLatent = spec.layers.some(({ attention }) => attention.kind === 'latent')
-  if (backend === 'cpu' || !isLatent) return
-  throw new EngineError(
-    'ERR_UNSUPPORTED_MODEL',
-    `${architecture} has latent attention, whose ops (mla_split_rope_cache, head_matmul, mla_attention) run on the CPU only; choose device cpu`,
-  )
 }
 
 function noDevice(problem: string, found: DevicesDescription, wanted: string): EngineError {

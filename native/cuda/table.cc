@@ -12,6 +12,9 @@ CudaKernel prepare_cuda_logits(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_mean_squares(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_split_rope_cache(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_attention(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_mla_split_rope_cache(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_head_matmul(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_mla_attention(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_silu_mul(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_gelu_mul(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_gather_rows(const OpInstance& op, const CudaPlan& plan);
@@ -42,6 +45,9 @@ std::span<const CudaOpDef> cuda_op_table() {
       {"mean_squares", prepare_cuda_mean_squares},
       {"split_rope_cache", prepare_cuda_split_rope_cache},
       {"attention", prepare_cuda_attention},
+      {"mla_split_rope_cache", prepare_cuda_mla_split_rope_cache},
+      {"head_matmul", prepare_cuda_head_matmul},
+      {"mla_attention", prepare_cuda_mla_attention},
       {"silu_mul", prepare_cuda_silu_mul},
       {"gelu_mul", prepare_cuda_gelu_mul},
       {"gather_rows", prepare_cuda_gather_rows},

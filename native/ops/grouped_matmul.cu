@@ -339,6 +339,8 @@ CudaKernel prepare_cuda_grouped_matmul(const OpInstance& op, const CudaPlan& pla
   shape.constant.y_dtype = y.dtype;
   shape.constant.n = static_cast<int32_t>(y.cols());
   shape.constant.k = static_cast<int32_t>(x.cols());
+  shape.constant.x_pitch = shape.constant.k;
+  shape.constant.y_pitch = shape.constant.n;
   const bool tensor_cores = x.dtype == w.dtype && x.dtype != DType::kF32 && x.cols() % 8 == 0 &&
                             (y.dtype == x.dtype || y.dtype == DType::kF32);
   if (!tensor_cores) return make_simt(shape);

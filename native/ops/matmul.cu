@@ -55,6 +55,8 @@ MatmulShape describe(const OpInstance& op, const BufferDesc& y, int32_t which) {
   shape.constant.y_dtype = y.dtype;
   shape.constant.n = static_cast<int32_t>(y.cols());
   shape.constant.k = static_cast<int32_t>(x.cols());
+  shape.constant.x_pitch = shape.constant.k;
+  shape.constant.y_pitch = shape.constant.n;
   shape.which = which;
   shape.x_rows = x.max_rows();
   return shape;

@@ -14,6 +14,9 @@ struct MatmulArgs {
   std::byte* y;        // [T, n]
   DType x_dtype, w_dtype, y_dtype;
   int32_t n, k;
+  // Elements from one row to the next: k and n, or more where x and y are columns of wider rows,
+  // which matmul_tile.cuh and matmul_simt.cuh alone know of.
+  int32_t x_pitch, y_pitch;
   float softcap;  // 0: none
 };
 
@@ -28,10 +31,10 @@ template <typename T>
 __device__ __forceinline__ void store_pair(const MatmulArgs& args, int64_t row, int column,
                                            float first, float second) {
   if (column >= args.n) return;
-  const int64_t at = row * args.n + column;
+  const int64_t at = row * args.y_pitch + column;
   const float pair[2] = {finish_sum(args, column, first),
                          column + 1 < args.n ? finish_sum(args, column + 1, second) : 0.0f};
-  const bool whole = args.n % 2 == 0;  // then pairs are aligned
+  const bool whole = args.n % 2 == 0;  // then pairs are aligned: a pitch is a multiple of n
   if (args.y_dtype == DType::kF32) {
     auto* y = reinterpret_cast<float*>(args.y) + at;
     if (whole) {

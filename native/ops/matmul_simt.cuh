@@ -23,13 +23,13 @@ struct SimtShared {
 };
 
 __device__ __forceinline__ void load_tile(float (&to)[SimtConfig::kDepth][SimtConfig::kPitch],
-                                          DType dtype, const std::byte* from, int64_t first_row,
-                                          int64_t end_row, int first, int k) {
+                                          DType dtype, const std::byte* from, int64_t pitch,
+                                          int64_t first_row, int64_t end_row, int first, int k) {
   for (int i = threadIdx.x; i < SimtConfig::kTile * SimtConfig::kDepth; i += SimtConfig::kThreads) {
     const int row = i / SimtConfig::kDepth, column = i % SimtConfig::kDepth;
     const bool exists = first_row + row < end_row && first + column < k;
     to[column][row] =
-        exists ? load_element(dtype, from, (first_row + row) * k + first + column) : 0.0f;
+        exists ? load_element(dtype, from, (first_row + row) * pitch + first + column) : 0.0f;
   }
 }
 
@@ -41,9 +41,9 @@ __device__ __forceinline__ void simt_tile(const MatmulArgs& args, SimtShared& sh
 
   float sums[kEach][kEach] = {};
   for (int first = 0; first < args.k; first += SimtConfig::kDepth) {
-    load_tile(shared.x, args.x_dtype, args.x, rows.begin + int64_t{first_row},
+    load_tile(shared.x, args.x_dtype, args.x, args.x_pitch, rows.begin + int64_t{first_row},
               rows.begin + int64_t{rows.count}, first, args.k);
-    load_tile(shared.w, args.w_dtype, args.w, first_column, args.n, first, args.k);
+    load_tile(shared.w, args.w_dtype, args.w, args.k, first_column, args.n, first, args.k);
     __syncthreads();  // the tiles are there
 #pragma unroll
     for (int k = 0; k < SimtConfig::kDepth; ++k) {
@@ -65,7 +65,7 @@ __device__ __forceinline__ void simt_tile(const MatmulArgs& args, SimtShared& sh
     for (int j = 0; j < kEach; ++j) {
       const int column = first_column + my_column + j;
       if (column < args.n)
-        store_element(args.y_dtype, args.y, row * args.n + column,
+        store_element(args.y_dtype, args.y, row * args.y_pitch + column,
                       finish_sum(args, column, sums[i][j]));
     }
   }

@@ -59,22 +59,23 @@ class TileBlock {
       T* to = shared_ + tile % Config::kStages * Config::kStageElements;
       const int first = tile * Config::kDepth;
       fetch_rows<Config::kRows>(
-          to, reinterpret_cast<const T*>(args_.x) + int64_t{rows_.begin} * args_.k, row_,
-          rows_.count, first);
+          to, reinterpret_cast<const T*>(args_.x) + int64_t{rows_.begin} * args_.x_pitch,
+          args_.x_pitch, row_, rows_.count, first);
       fetch_rows<Config::kColumns>(to + Config::kRows * Config::kPitch,
-                                   reinterpret_cast<const T*>(args_.w), column_, args_.n, first);
+                                   reinterpret_cast<const T*>(args_.w), args_.k, column_, args_.n,
+                                   first);
     }
     ptx::commit_copies();
   }
   template <int kCount>
-  __device__ __forceinline__ void fetch_rows(T* to, const T* from, int first_row, int num_rows,
-                                             int first) {
+  __device__ __forceinline__ void fetch_rows(T* to, const T* from, int64_t pitch, int first_row,
+                                             int num_rows, int first) {
     constexpr int kChunks = Config::kDepth / 8;  // 16-byte pieces of a row
 #pragma unroll
     for (int chunk = threadIdx.x; chunk < kCount * kChunks; chunk += Config::kThreads) {
       const int row = chunk / kChunks, column = chunk % kChunks * 8;
       const bool exists = first_row + row < num_rows && first + column < args_.k;
-      const int64_t at = exists ? int64_t{first_row + row} * args_.k + first + column : int64_t{0};
+      const int64_t at = exists ? (first_row + row) * pitch + first + column : int64_t{0};
       ptx::copy_async16(to + row * Config::kPitch + column, from + at, exists ? 16 : 0);
     }
   }

@@ -7,7 +7,6 @@
 import { describe, expect, test } from 'vitest'
 import { STEP_SECTION } from '../../lib/engine/step.ts'
 import type { Dtype } from '../../lib/program/types.ts'
-import { ON_CPU } from '../support/device.ts'
 import { encodeStep, OpRuntime, placeApart, splitIntoParts, usableIsas } from '../support/native.ts'
 import { ATTENTION_CASES } from './attention.cases.ts'
 import { COLLECTIVE_CASES } from './collectives.cases.ts'
@@ -28,11 +27,8 @@ const CASES: readonly OpCase[] = [
   ...COLLECTIVE_CASES,
   ...EXPERT_CASES,
   ...OVERLAP_CASES,
-  // CUDA refuses latent attention by name.
-  ...(ON_CPU ? MLA_CASES : []),
+  ...MLA_CASES,
 ]
-
-if (!ON_CPU) console.log(`skipped, not on a GPU: ${MLA_CASES.length} cases of latent attention`)
 
 /** Threads of each rank: odd, so that work does not divide evenly. */
 const THREADS = 3

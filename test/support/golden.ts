@@ -35,7 +35,6 @@ export const EXPERT_FAMILIES = [
 
 /** Why a family cannot run on CUDA with this many ranks in a group; undefined: it can. */
 export function missingOnCuda(family: string, tp: number): string | undefined {
-  if (family.startsWith('deepseek')) return 'latent attention has no kernels there'
   if (family === 'olmoe' && tp > 1) return 'sums of two numbers a row are no whole 16 bytes'
   return undefined
 }

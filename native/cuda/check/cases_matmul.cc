@@ -135,22 +135,9 @@ void add_cublaslt_cases(Cases& cases) {
           "different types");
 }
 
-// What has no kernel is refused by name.
-void add_refused_head_matmul(Cases& cases) {
-  OpCase c("refused", "head_matmul");
-  c.in(c.arena("x", DType::kF32, Symbol::kTokens, 3 * 24));
-  c.in(c.matrix_weight("weight", DType::kF32, 3 * 16, 24));
-  c.out(c.arena("y", DType::kF32, Symbol::kTokens, 3 * 16, Fill::kPoison));
-  c.attrs(R"({"heads": 3})");
-  c.steps[0].add_tokens(5, 64);
-  c.expects_error = "(head_matmul): not available on CUDA";
-  cases.push_back(std::move(c));
-}
-
 }  // namespace
 
 void add_matmul_cases(Cases& cases) {
-  add_refused_head_matmul(cases);
   add_cublaslt_cases(cases);
   for (const DType dtype : {DType::kBf16, DType::kF16}) {
     const Types types{dtype, dtype, dtype};

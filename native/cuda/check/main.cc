@@ -78,6 +78,7 @@ int main(int argc, char** argv) {
   Cases cases;
   add_row_cases(cases);
   add_attention_cases(cases);
+  add_latent_cases(cases);
   add_matmul_cases(cases);
   add_collective_cases(cases);
   add_sample_cases(cases);

@@ -85,16 +85,22 @@ View OpCase::matrix_weight(const char* buffer, DType dtype, int64_t rows, int64_
 }
 
 View OpCase::kv_cache(DType dtype, int64_t kv_heads, int64_t head_dim) {
+  return cache(dtype, 2, kv_heads, head_dim);
+}
+
+View OpCase::latent_cache(DType dtype, int64_t dim) { return cache(dtype, 1, 1, dim); }
+
+View OpCase::cache(DType dtype, int64_t planes, int64_t heads, int64_t dim) {
   const Limits& limits = program.limits;
   return add_buffer({.desc = {.name = "kv",
                               .space = Space::kKv,
                               .dtype = dtype,
                               .layout = Layout::kPlain,
                               .shape = {{Symbol::kNone, limits.num_blocks},
-                                        {Symbol::kNone, 2},
-                                        {Symbol::kNone, kv_heads},
+                                        {Symbol::kNone, planes},
+                                        {Symbol::kNone, heads},
                                         {Symbol::kNone, limits.block_size},
-                                        {Symbol::kNone, head_dim}},
+                                        {Symbol::kNone, dim}},
                               .offset = -1},
                      .fill = Fill::kRandom});
 }

@@ -86,6 +86,7 @@ struct OpCase {
   View vector_weight(const char* buffer, int64_t size, float scale = 1);
   View matrix_weight(const char* buffer, DType dtype, int64_t rows, int64_t cols, float scale = 1);
   View kv_cache(DType dtype, int64_t kv_heads, int64_t head_dim);
+  View latent_cache(DType dtype, int64_t dim);
   void in(View view) { program.ops.back().inputs.push_back(view); }
   void absent() { program.ops.back().inputs.push_back({}); }
   void out(View view) { program.ops.back().outputs.push_back(view); }
@@ -101,6 +102,7 @@ struct OpCase {
 
  private:
   View add_buffer(CaseBuffer buffer);
+  View cache(DType dtype, int64_t planes, int64_t heads, int64_t dim);
 };
 
 struct CaseResult {
@@ -116,6 +118,7 @@ CaseResult run_case(const OpCase& op_case, uint64_t seed);
 using Cases = std::vector<OpCase>;
 void add_row_cases(Cases& cases);
 void add_attention_cases(Cases& cases);
+void add_latent_cases(Cases& cases);
 void add_matmul_cases(Cases& cases);
 void add_collective_cases(Cases& cases);
 void add_sample_cases(Cases& cases);

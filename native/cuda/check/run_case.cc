@@ -205,7 +205,8 @@ Memory CaseRun::make_memory(uint64_t seed) const {
                                                   : rank;
       std::mt19937_64 random(seed * 7919 + i * 131 + stream);
       fill(memory.at(program_, static_cast<int>(i), rank), buffer, rank, random);
-      if (desc.space == Space::kKv && program_.ops.back().kind == "attention")
+      const std::string& kind = program_.ops.back().kind;
+      if (desc.space == Space::kKv && (kind == "attention" || kind == "mla_attention"))
         poison_unseen(memory.at(program_, static_cast<int>(i), rank), desc, rank);
     }
   }
@@ -222,7 +223,7 @@ void CaseRun::poison_unseen(std::byte* kv, const BufferDesc& desc, int rank) con
       const int32_t block = step.block_tables[s * step.block_table_width + key / limits.block_size];
       seen[block * limits.block_size + key % limits.block_size] = true;
     }
-  const int64_t head_dim = desc.shape[4].size, heads = 2 * desc.shape[2].size;
+  const int64_t head_dim = desc.shape[4].size, heads = desc.shape[1].size * desc.shape[2].size;
   const int64_t row_bytes = head_dim * dtype_bytes(desc.dtype);
   for (int64_t slot = 0; slot < static_cast<int64_t>(seen.size()); ++slot)
     for (int64_t head = 0; head < heads && !seen[slot]; ++head) {
