@@ -48,6 +48,7 @@ const RECORDINGS: readonly Recording[] = [
   { suite: 'moe-decode', ranks: 1, threads: 1, peaks: 'none' },
   { suite: 'all-reduce', ranks: 2 },
   { suite: 'all-reduce-rms-norm', ranks: 2 },
+  { suite: 'overlap', ranks: 2 },
 ]
 
 const { values } = parseArgs({

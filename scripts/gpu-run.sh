@@ -225,6 +225,10 @@ for name in $steps; do
           step "$suite-$ranks" 60 bash -c "bench $suite-$ranks $suite --ranks $ranks $small"
         done
       done
+      small=$([[ $on_gpu == yes ]] || echo '--sizes 8x64x96')
+      for ranks in 4 2; do
+        step "overlap-$ranks" 100 bash -c "bench overlap-$ranks overlap --ranks $ranks $small"
+      done
       ;;
     torch-ops)
       small=$([[ $on_gpu == yes ]] || echo --small)

@@ -68,6 +68,37 @@ function makeReport(rows: readonly BenchRow[], peaks?: Peaks): BenchReport {
   }
 }
 
+describe('overlap', () => {
+  const gemm = measured('matmuls alone', 600)
+  const columns = (row: BenchRow) => formatReport(makeReport([row])).split('\n')
+
+  it('is the share of the serial communication that is not on top of the matmuls', () => {
+    const row = makeRow({
+      ours: measured('overlapped', 700),
+      baseline: measured('serial', 1000),
+      gemm,
+    })
+    const derived = deriveRow(row, undefined)
+    expect(derived.effectiveCommunicationUs).toBe(100)
+    expect(derived.overlapEfficiency).toBe(0.75)
+    expect(columns(row).some((line) => /600 +100 +75%/.test(line))).toBe(true)
+  })
+
+  it('has no share without a serial time, or where matmuls take all of it', () => {
+    const serial = deriveRow(makeRow({ gemm }), undefined)
+    expect(serial.effectiveCommunicationUs).toBe(400)
+    expect(serial.overlapEfficiency).toBeUndefined()
+    const noise = makeRow({
+      ours: measured('overlapped', 590),
+      baseline: measured('serial', 600),
+      gemm,
+    })
+    expect(deriveRow(noise, undefined).overlapEfficiency).toBeUndefined()
+    expect(columns(noise).some((line) => /600 +−10\.0 +–/.test(line))).toBe(true)
+    expect(deriveRow(makeRow(), undefined).effectiveCommunicationUs).toBeUndefined()
+  })
+})
+
 describe('samples', () => {
   it('are summarised by interpolated quantiles', () => {
     expect(quantile([4, 1, 3, 2], 0.5)).toBe(2.5)

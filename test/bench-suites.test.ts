@@ -9,7 +9,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { type BenchContext, findSuite, runSuite } from '../lib/bench/index.ts'
+import { type BenchContext, findSuite, formatReport, runSuite } from '../lib/bench/index.ts'
 import type { BenchReport } from '../lib/bench/suite.ts'
 
 let scratch: string
@@ -79,6 +79,15 @@ describe.each(['f32', 'bf16'] as const)('suites at %s', (dtype) => {
       2,
     ],
     [
+      'overlap',
+      [
+        [1, 64, 96],
+        [37, 48, 80],
+      ],
+      2,
+    ],
+    ['overlap', [[9, 64, 96]], 4],
+    [
       'moe-route',
       [
         [1, 16, 2],
@@ -109,6 +118,28 @@ describe.each(['f32', 'bf16'] as const)('suites at %s', (dtype) => {
       expect(row.ours.medianUs).toBeGreaterThan(0)
     }
   })
+})
+
+it('overlap: every schedule beside the serial layer, with its share of hidden communication', async () => {
+  const report = await runSmall('overlap', [[19, 64, 96]], { ranks: 2 })
+  const [serial, ...overlapped] = report.rows
+  expect(serial).toMatchObject({ variant: 'serial', checked: 2 * 16 })
+  expect(overlapped.map(({ variant }) => variant)).toEqual([
+    '2 nano-batches',
+    'matmul_all_reduce',
+    'matmul_reduce_scatter, all_gather_matmul',
+  ])
+  for (const row of overlapped) {
+    expect(row).toMatchObject({ baseline: serial!.ours, gemm: serial!.gemm, checked: 19 * 64 })
+  }
+  const text = formatReport(report)
+  for (const column of ['T_gemm µs', 'ECT µs', 'E']) expect(text).toContain(column)
+  expect(text).toContain('in turn')
+  expect(report.details.schedules).toHaveLength(4)
+  const one = runSmall('overlap', [[4, 64, 96]])
+  await expect(one).rejects.toMatchObject({ code: 'ERR_USAGE' })
+  const uneven = runSmall('overlap', [[4, 64, 95]], { ranks: 2 })
+  await expect(uneven).rejects.toMatchObject({ code: 'ERR_USAGE' })
 })
 
 it('takes the heads of attention from a setting', async () => {

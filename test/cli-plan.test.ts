@@ -83,3 +83,13 @@ it('nanoweave simulate prints one JSON document and writes a page', () => {
   expect(points[0].simulation.metrics.requests).toBe(20)
   expect(readFileSync(html, 'utf8')).toContain('<svg')
 })
+
+it('nanoweave simulate says why the CPU overlaps nothing', () => {
+  const html = join(scratch, 'cpu.html')
+  const flags = ['--hardware', 'cpu', '--requests', '3', '--rate', '5', '--html', html, '--json']
+  const { status, stdout } = nanoweave('simulate', 'models/tiny-dense', ...flags)
+  expect(status).toBe(0)
+  const facts = new Map(JSON.parse(stdout).facts)
+  expect(facts.get('schedule')).toMatch(/^serial: .* in turn/)
+  expect(readFileSync(html, 'utf8')).toMatch(/serial: .* in turn/)
+})

@@ -33,6 +33,15 @@ export function floatReader(bytes: Uint8Array, dtype: BenchDtype): (index: numbe
   }
 }
 
+/** The nearest value of the dtype, of two equally near ones the even. */
+export function roundTo(value: number, dtype: BenchDtype): number {
+  const float = new Float32Array([value])
+  if (dtype === 'f32') return float[0]!
+  const word = new Uint32Array(float.buffer)
+  word[0] = ((word[0]! + 0x7fff + ((word[0]! >>> 16) & 1)) & 0xffff0000) >>> 0
+  return float[0]!
+}
+
 /** Values made one by one; longer buffers repeat them. A prime, so that no row repeats another. */
 const DRAWN_VALUES = 16_777_213
 

@@ -17,6 +17,7 @@ import { moeDecodeSuite } from './suites/moe-decode.ts'
 import { moeDispatchSuite } from './suites/moe-dispatch.ts'
 import { moeLayerSuite } from './suites/moe-layer.ts'
 import { moeRouteSuite } from './suites/moe-route.ts'
+import { overlapSuite } from './suites/overlap.ts'
 import { copySuite, rmsNormSuite } from './suites/rows.ts'
 
 export { renderHtml } from './html.ts'
@@ -34,6 +35,7 @@ export const BENCH_SUITES: readonly BenchSuite[] = [
   copySuite,
   allReduceSuite,
   allReduceRmsNormSuite,
+  overlapSuite,
   moeRouteSuite,
   moeDispatchSuite,
   groupedMatmulSuite,

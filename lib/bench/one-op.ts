@@ -94,11 +94,15 @@ export function encodeSections(sections: StepSections, groups = 1): Int32Array {
   return step
 }
 
-/** A step of `rows` tokens of every group for programs without a KV cache. */
-export function rowsStep(rows: number, groups = 1): Int32Array {
+/** A step of `rows` tokens of every group for programs without a KV cache; `bounds` of nano-batches. */
+export function rowsStep(
+  rows: number,
+  groups = 1,
+  bounds: readonly number[] = [0, rows],
+): Int32Array {
   return encodeSections(
     new Map([
-      [STEP_SECTION.partBounds, [0, rows]],
+      [STEP_SECTION.partBounds, bounds],
       [STEP_SECTION.tokens, new Array<number>(rows).fill(0)],
       [STEP_SECTION.positions, Array.from({ length: rows }, (_, row) => row)],
     ]),

@@ -4,7 +4,7 @@
  */
 
 import { type Peaks, rooflineSeconds } from './peaks.ts'
-import type { BenchReport, BenchRow } from './suite.ts'
+import type { BenchReport, BenchRow, Measured } from './suite.ts'
 
 export interface DerivedRow {
   /** Baseline time over ours: above 1 we are faster. */
@@ -23,6 +23,10 @@ export interface DerivedRow {
    */
   readonly ofComputeBound: number | undefined
   readonly baselineTokensPerSecond: number | undefined
+  /** ECT of Flux (https://arxiv.org/abs/2406.06858): time that is not of the matmuls. */
+  readonly effectiveCommunicationUs: number | undefined
+  /** Of the baseline's ECT, the share that is hidden; negative: the schedule adds to it. */
+  readonly overlapEfficiency: number | undefined
 }
 
 export function deriveRow(row: BenchRow, peaks: Peaks | undefined): DerivedRow {
@@ -49,6 +53,20 @@ export function deriveRow(row: BenchRow, peaks: Peaks | undefined): DerivedRow {
       row.tokens === undefined || baselineSeconds === undefined
         ? undefined
         : row.tokens / baselineSeconds,
+    ...deriveOverlap(row),
+  }
+}
+
+function deriveOverlap({ ours, baseline, gemm }: BenchRow) {
+  const communicationOf = (time: Measured | undefined) =>
+    time === undefined || gemm === undefined ? undefined : time.medianUs - gemm.medianUs
+  const effectiveCommunicationUs = communicationOf(ours)
+  const serial = communicationOf(baseline)
+  // Matmuls in the noise of the whole: there is nothing to hide.
+  const isMeasured = effectiveCommunicationUs !== undefined && serial !== undefined && serial > 0
+  return {
+    effectiveCommunicationUs,
+    overlapEfficiency: isMeasured ? 1 - effectiveCommunicationUs / serial : undefined,
   }
 }
 
@@ -67,6 +85,11 @@ export function formatNumber(value: number | undefined): string {
   if (value === 0) return '0'
   const digits = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value))))
   return value.toFixed(Math.min(digits, 6))
+}
+
+/** A difference of two times may be below zero. */
+function formatSigned(value: number | undefined): string {
+  return value !== undefined && value < 0 ? `−${formatNumber(-value)}` : formatNumber(value)
 }
 
 export function formatPercent(share: number | undefined): string {
@@ -125,6 +148,13 @@ export function tableColumns(rows: readonly BenchRow[]): Column[] {
       right(`${baselineName} µs`, (row) => formatNumber(row.baseline?.medianUs)),
       right('p99', (row) => formatNumber(row.baseline?.p99Us)),
       right('×', (_row, derived) => derived.ratio?.toFixed(2) ?? '–'),
+    )
+  }
+  if (rows.some((row) => row.gemm !== undefined)) {
+    columns.push(
+      right('T_gemm µs', (row) => formatNumber(row.gemm?.medianUs)),
+      right('ECT µs', (_row, derived) => formatSigned(derived.effectiveCommunicationUs)),
+      right('E', (_row, derived) => formatPercent(derived.overlapEfficiency)),
     )
   }
   if (rows.some((row) => row.tokens !== undefined)) {

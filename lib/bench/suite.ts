@@ -26,6 +26,8 @@ export interface BenchRow {
   readonly virtualRanks?: true
   readonly ours: Measured
   readonly baseline?: Measured
+  /** Layers with collectives: the matmuls alone, T_gemm. */
+  readonly gemm?: Measured
   /** Bytes that one iteration must read (and write) at least, all ranks together. */
   readonly bytes: number
   /** Multiplications and additions of one iteration, all ranks together. */

@@ -6,6 +6,7 @@
 
 import { buildLayered, type Model } from '../models/index.ts'
 import type { DeviceDescription } from '../native/binding.ts'
+import { IN_TURN } from '../planner/hardware.ts'
 import { hardwareOfDevice } from '../planner/presets.ts'
 import { describeSchedule, partBound, type Schedule, SERIAL } from '../planner/schedule.ts'
 import { chooseSchedule } from '../planner/search.ts'
@@ -38,7 +39,7 @@ export function chooseSchedules(options: ScheduleOptions): ChosenSchedule[] {
   const { nanoBatches, device } = options
   if (nanoBatches !== 'auto') return [forced(nanoBatches)]
   if (device.backend === 'cpu') {
-    return [serial(0, 'a CPU rank runs its lanes in turn: there is nothing to overlap')]
+    return [serial(0, `a CPU rank ${IN_TURN}, so there is nothing to overlap`)]
   }
   const hardware = hardwareOfDevice(device.model)
   if (hardware === undefined) {

@@ -67,6 +67,10 @@ export interface Hardware {
   readonly sources: readonly string[]
 }
 
+/** Why a rank without lanes of its own gains nothing by overlap; continues a sentence about it. */
+export const IN_TURN =
+  'runs its lanes in turn, on one thread of execution: it never multiplies and reduces at once'
+
 /** P of a share R, linear between the table's points. */
 export function performanceOf(table: ShareTable, share: number): number {
   if (share <= 0) return 0

@@ -9,7 +9,7 @@
 import { type LayeredProgram, mapLayered } from '../program/layered.ts'
 import type { LaneMode } from '../program/passes/lanes.ts'
 import { type MatmulOverlap, overlapMatmuls } from '../program/passes/overlap-matmul.ts'
-import type { Hardware } from './hardware.ts'
+import { type Hardware, IN_TURN } from './hardware.ts'
 import { applySchedule, partBounds, ROW_TILE, type Schedule, SERIAL } from './schedule.ts'
 import type { StepShape } from './step-shape.ts'
 import { predictSeconds } from './timeline.ts'
@@ -68,7 +68,7 @@ export function chooseSchedule(
     tried: 1,
   })
   if (!hardware.lanesOverlap) {
-    return refuse(`${hardware.title} runs the lanes of a rank in turn: there is nothing to overlap`)
+    return refuse(`a rank of ${hardware.title} ${IN_TURN}, so there is nothing to overlap`)
   }
   if (shape.numTokens < 2 * ROW_TILE) {
     return refuse(`${shape.numTokens} tokens are not two tiles of ${ROW_TILE} rows`)

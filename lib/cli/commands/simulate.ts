@@ -6,6 +6,7 @@
 import { readFile } from 'node:fs/promises'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { EngineError } from '../../errors.ts'
+import { IN_TURN } from '../../planner/hardware.ts'
 import { createPolicy } from '../../scheduler/policies/index.ts'
 import { describeLayout, type Layout, searchLayouts } from '../../simulator/layouts.ts'
 import {
@@ -153,6 +154,14 @@ function chooseLayout(run: Run): { layout: Layout; layouts: SimulationReport['la
   return { layout: results[0]!.layout, layouts }
 }
 
+function describeSchedules({ overlap, hardware }: SimulateFlags): string {
+  if (!overlap) return 'serial'
+  const { lanesOverlap, title } = findMachine(hardware)
+  return lanesOverlap
+    ? 'as the planner chooses'
+    : `serial: a rank of ${title} ${IN_TURN}, so there is nothing to overlap`
+}
+
 function runRates(run: Run): SimulationReport {
   const { flags, model } = run
   const { layout, layouts } = chooseLayout(run)
@@ -171,7 +180,7 @@ function runRates(run: Run): SimulationReport {
       ['hardware', `${devices} × ${findMachine(flags.hardware).title}`],
       ['layout', `${describeLayout(layout)}, room for ${kvTokens} tokens of KV in each instance`],
       ['load', `${flags.requests} requests of ${flags.trace}, seed ${flags.seed}`],
-      ['schedule', flags.overlap ? 'as the planner chooses' : 'serial'],
+      ['schedule', describeSchedules(flags)],
     ],
     targets: { ttftMs: flags.ttft, tpotMs: flags.tpot },
     points,
