@@ -10,7 +10,7 @@ import { loadModel } from '../lib/models/index.ts'
 import { BareModel } from './support/bare-model.ts'
 import { createFolder } from './support/checkpoint-folder.ts'
 import { errorOf } from './support/errors.ts'
-import { fp8Copies, quantise, withFp8 } from './support/fp8.ts'
+import { type FactorDtype, fp8Copies, quantise, withFp8 } from './support/fp8.ts'
 import { maxDifference } from './support/golden.ts'
 import { fromBf16, readTensors, writeTensors } from './support/tensors.ts'
 
@@ -31,14 +31,20 @@ async function logitsOf(folder: string, tp: number, ep: number): Promise<Float32
 
 describe('an fp8 checkpoint', () => {
   // The first two layers; the last stays as it is, for the sake of time.
-  const copies = fp8Copies(`${FOLDER}/model.safetensors`, /layers\.[01]\..*_proj\.weight$/)
+  const copiesOf = (factors: FactorDtype) =>
+    fp8Copies(`${FOLDER}/model.safetensors`, /layers\.[01]\..*_proj\.weight$/, factors)
+  const COPIES = { F32: copiesOf('F32'), BF16: copiesOf('BF16') }
 
   it.each([
-    [1, 1],
-    [2, 2],
-    [2, 1],
-    [1, 4],
-  ])('means what its bytes and factors say, tp %i, ep %i', async (tp, ep) => {
+    ['F32', 1, 1],
+    ['F32', 2, 2],
+    ['F32', 2, 1],
+    ['F32', 1, 4],
+    ['BF16', 1, 1],
+    ['BF16', 2, 1],
+    ['BF16', 1, 4],
+  ] as const)('means what its bytes and %s factors say, tp %i, ep %i', async (factors, tp, ep) => {
+    const copies = COPIES[factors]
     using fp8 = createFolder({
       'config.json': JSON.stringify(FP8_CONFIG),
       'model.safetensors': copies.fp8,
@@ -67,16 +73,23 @@ describe('an fp8 checkpoint', () => {
     })
   })
 
-  it('is refused with factors of another shape, or for other blocks', () => {
+  it('is refused with factors of another shape or dtype, or for other blocks', () => {
     using folder = createFolder({
       'config.json': JSON.stringify(FP8_CONFIG),
-      'model.safetensors': copies.fp8,
+      'model.safetensors': COPIES.F32.fp8,
     })
     const tensors = readTensors(`${folder.path}/model.safetensors`)
     const name = 'model.layers.0.self_attn.q_proj.weight_scale_inv'
-    tensors.set(name, { dtype: 'F32', shape: [1, 4], bytes: new Uint8Array(16) })
-    folder.write('model.safetensors', writeTensors(tensors))
-    expect(errorOf(() => loadModel(folder.path)).code).toBe('ERR_TENSOR_SHAPE')
+    for (const [dtype, shape] of [
+      ['F32', [1, 4]],
+      ['F16', [2, 2]],
+      ['U8', [2, 2]],
+    ] as const) {
+      const bytes = new Uint8Array({ F32: 4, F16: 2, U8: 1 }[dtype] * 4)
+      tensors.set(name, { dtype, shape, bytes })
+      folder.write('model.safetensors', writeTensors(tensors))
+      expect(errorOf(() => loadModel(folder.path)).code).toBe('ERR_TENSOR_SHAPE')
+    }
     const quantization_config = { quant_method: 'fp8', weight_block_size: [64, 64] }
     folder.write('config.json', JSON.stringify({ ...CONFIG, quantization_config }))
     expect(errorOf(() => loadModel(folder.path)).code).toBe('ERR_UNSUPPORTED_MODEL')

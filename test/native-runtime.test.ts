@@ -224,10 +224,10 @@ describe('weights', () => {
     destRow: 0,
     destCol: 0,
   }
-  const scaled = (format: string, offset: number): WeightPiece => ({
+  const scaled = (format: string, offset: number, scales = 'u8'): WeightPiece => ({
     ...whole,
     ...{ dtype: 'u8', rows: 20, cols: 32, rowCount: 20, colCount: 20 },
-    scales: { format: format as 'mxfp4', file: 0, offset },
+    scales: { format: format as 'mxfp4', dtype: scales as 'u8', file: 0, offset },
   })
   const manifestOf = (overrides: {
     pieces?: WeightPiece[]
@@ -342,6 +342,11 @@ describe('weights', () => {
     ['steps beyond any source', { pieces: [{ ...whole, colStep: 2 ** 40 }] }, 'ERR_PROGRAM'],
     ['a step of nothing', { pieces: [{ ...whole, rowStep: 0 }] }, 'ERR_PROGRAM'],
     ['unknown scales', { pieces: [scaled('int8', 0)] }, 'ERR_PROGRAM'],
+    ['scales of an unknown dtype', { pieces: [scaled('e4m3', 0, 'f64')] }, 'ERR_PROGRAM'],
+    ['scales of half floats', { pieces: [scaled('e4m3', 0, 'f16')] }, 'ERR_PROGRAM'],
+    ['exponents of floats', { pieces: [scaled('mxfp4', 0, 'bf16')] }, 'ERR_PROGRAM'],
+    ['bf16 scales past the end', { pieces: [scaled('e4m3', 2640, 'bf16')] }, 'ERR_SAFETENSORS'],
+    ['f32 scales past the end', { pieces: [scaled('e4m3', 2638, 'f32')] }, 'ERR_SAFETENSORS'],
     ['scales past the end', { pieces: [scaled('mxfp4', 2630)] }, 'ERR_SAFETENSORS'],
     ['half a block', { pieces: [{ ...scaled('mxfp4', 0), cols: 20 }] }, 'ERR_PROGRAM'],
     [

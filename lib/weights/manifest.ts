@@ -74,6 +74,7 @@ export function resolveManifest(
       ...(scales && {
         scales: {
           format: scales.format,
+          dtype: scales.dtype,
           file: numberOf(scales.info.file),
           // Of the scaled formats only MXFP4 has planes.
           offset: scales.info.offset + plane * lines * Math.ceil(lineLength / MXFP4_BLOCK),

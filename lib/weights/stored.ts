@@ -6,7 +6,7 @@
 import { EngineError } from '../errors.ts'
 import type { Dtype } from '../program/types.ts'
 import { quote, type SafetensorsDtype, type TensorIndex, type TensorInfo } from './safetensors.ts'
-import type { ScaledFormat } from './types.ts'
+import type { ScaleDtype, ScaledFormat } from './types.ts'
 
 export interface StoredTensor {
   readonly info: TensorInfo
@@ -18,6 +18,7 @@ export interface StoredTensor {
   readonly bits: number
   readonly scales?: {
     readonly format: ScaledFormat
+    readonly dtype: ScaleDtype
     readonly tensor: string
     readonly info: TensorInfo
   }
@@ -30,6 +31,11 @@ const PLAIN: Readonly<Partial<Record<SafetensorsDtype, Dtype>>> = {
 }
 const BITS = { f32: 32, f16: 16, bf16: 16 } as const
 
+/** Dtypes of the factors of fp8: DeepSeek publishes float32, Qwen bf16. */
+const FACTORS: Readonly<Partial<Record<SafetensorsDtype, ScaleDtype>>> = {
+  F32: 'f32',
+  BF16: 'bf16',
+}
 /** Block of an fp8 weight that shares a factor, in both directions. */
 const E4M3_BLOCK = 128
 /** Neighbours in a row of MXFP4 that share an exponent. */
@@ -69,10 +75,11 @@ function storedE4m3(index: TensorIndex, info: TensorInfo, factors: string): Stor
   const scales = tensorInfo(index, factors)
   const { shape } = info
   const blocks = shape.map((size) => Math.ceil(size / E4M3_BLOCK))
-  if (shape.length !== 2 || !hasShape(scales, 'F32', blocks)) {
-    throw misfit(factors, scales, `a weight of [${shape}] needs F32 [${blocks}]`)
+  const dtype = FACTORS[scales.dtype]
+  if (shape.length !== 2 || dtype === undefined || !hasShape(scales, blocks)) {
+    throw misfit(factors, scales, `a weight of [${shape}] needs F32 or BF16 [${blocks}]`)
   }
-  const scaled = { format: 'e4m3', tensor: factors, info: scales } as const
+  const scaled = { format: 'e4m3', dtype, tensor: factors, info: scales } as const
   return { info, dtype: 'bf16', shape, bits: 8, scales: scaled }
 }
 
@@ -85,7 +92,7 @@ function storedMxfp4(index: TensorIndex, tensor: string, info: TensorInfo): Stor
   if (shape.length < 3 || shape.at(-1) !== MXFP4_BLOCK / 2) {
     throw misfit(tensor, info, `MXFP4 needs [..., rows, blocks, ${MXFP4_BLOCK / 2}]`)
   }
-  if (!hasShape(scales, 'U8', blocks)) {
+  if (scales.dtype !== 'U8' || !hasShape(scales, blocks)) {
     throw misfit(exponents, scales, `blocks of [${shape}] need U8 [${blocks}]`)
   }
   return {
@@ -93,15 +100,12 @@ function storedMxfp4(index: TensorIndex, tensor: string, info: TensorInfo): Stor
     dtype: 'bf16',
     shape: [...blocks.slice(0, -1), blocks.at(-1)! * MXFP4_BLOCK],
     bits: 4,
-    scales: { format: 'mxfp4', tensor: exponents, info: scales },
+    scales: { format: 'mxfp4', dtype: 'u8', tensor: exponents, info: scales },
   }
 }
 
-function hasShape(info: TensorInfo, dtype: SafetensorsDtype, shape: readonly number[]): boolean {
-  const { length } = info.shape
-  return (
-    info.dtype === dtype && length === shape.length && shape.every((n, i) => n === info.shape[i])
-  )
+function hasShape(info: TensorInfo, shape: readonly number[]): boolean {
+  return info.shape.length === shape.length && shape.every((n, i) => n === info.shape[i])
 }
 
 function misfit(tensor: string, { dtype, shape }: TensorInfo, why: string): EngineError {

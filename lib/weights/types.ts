@@ -7,11 +7,13 @@
 import type { Dtype, WeightLayout } from '../program/types.ts'
 
 /**
- * Formats with scales of their own. `e4m3`: 8-bit floats, a float32 factor for each block of 128 × 128,
- * [ceil(rows / 128), ceil(cols / 128)]. `mxfp4`: 4-bit floats e2m1, the first of a byte in its low
+ * Formats with scales of their own. `e4m3`: 8-bit floats, a factor (f32 or bf16) for each block of
+ * 128 × 128, [ceil(rows / 128), ceil(cols / 128)]. `mxfp4`: 4-bit floats e2m1, the first of a byte in its low
  * half, an 8-bit exponent e8m0 for each 32 of a row, [rows, cols / 32].
  */
 export type ScaledFormat = 'e4m3' | 'mxfp4'
+/** Of e4m3 the first two, of mxfp4 the last. */
+export type ScaleDtype = 'f32' | 'bf16' | 'u8'
 
 /** A rectangle of a source tensor copied into a buffer. */
 export interface WeightPiece {
@@ -41,6 +43,7 @@ export interface WeightPiece {
   /** What else the source (dtype u8) needs to be read, from byte `offset` of a file on. */
   readonly scales?: {
     readonly format: ScaledFormat
+    readonly dtype: ScaleDtype
     readonly file: number
     readonly offset: number
   }

@@ -61,6 +61,16 @@ bool is_float(DType dtype) {
   return dtype == DType::kF32 || dtype == DType::kBf16 || dtype == DType::kF16;
 }
 
+DType parse_scales_dtype(const Json& json, const WeightBuffer& buffer, Encoding encoding) {
+  const DType dtype = parse_dtype(json.at("dtype").as_string());
+  const bool fits = encoding == Encoding::kE4m3 ? dtype == DType::kF32 || dtype == DType::kBf16
+                                                : dtype == DType::kU8;
+  if (!fits)
+    fail(ErrorCode::kProgram, "manifest: '%s' has scales of %s; e4m3 takes f32 or bf16, mxfp4 u8",
+         buffer.name.c_str(), dtype_name(dtype));
+  return dtype;
+}
+
 // What turns the source's bytes into numbers: `scales`, and its format.
 void parse_scales(const Json& json, const WeightManifest& manifest, const WeightBuffer& buffer,
                   WeightPiece& piece) {
@@ -71,12 +81,13 @@ void parse_scales(const Json& json, const WeightManifest& manifest, const Weight
   piece.encoding = format == "e4m3" ? Encoding::kE4m3 : Encoding::kMxfp4;
   piece.scales_file = parse_file(json, manifest, buffer);
   piece.scales_offset = get_extent(json, "offset", 0);
+  piece.scales_dtype = parse_scales_dtype(json, buffer, piece.encoding);
   const auto blocks_of = [](int64_t extent) { return (extent + kScaleBlock - 1) / kScaleBlock; };
-  const __int128 bytes =
-      piece.encoding == Encoding::kE4m3
-          ? static_cast<__int128>(blocks_of(piece.rows)) * blocks_of(piece.cols) * int64_t{4}
-          : static_cast<__int128>(piece.rows) * (piece.cols / kMxfp4Block);
-  require_within(manifest, piece.scales_file, piece.scales_offset, bytes, "scales", buffer);
+  const __int128 count = piece.encoding == Encoding::kE4m3
+                             ? static_cast<__int128>(blocks_of(piece.rows)) * blocks_of(piece.cols)
+                             : static_cast<__int128>(piece.rows) * (piece.cols / kMxfp4Block);
+  require_within(manifest, piece.scales_file, piece.scales_offset,
+                 count * dtype_bytes(piece.scales_dtype), "scales", buffer);
   const int64_t step = piece.transposed ? piece.row_step : piece.col_step;
   if (piece.dtype != DType::kU8 || !is_float(buffer.dtype) || step != 1 ||
       (piece.transposed && piece.encoding == Encoding::kMxfp4))

@@ -11,8 +11,8 @@ namespace nanoweave {
 
 inline constexpr int64_t kScaleBlock = 128;
 
-// What the bytes of a source are. e4m3: 8-bit floats, each block of kScaleBlock² with a float32
-// factor. mxfp4: 4-bit floats with an exponent for every 32 of a row; core/mxfp4.h.
+// What the bytes of a source are. e4m3: 8-bit floats, each block of kScaleBlock² with a factor, f32
+// or bf16. mxfp4: 4-bit floats with an exponent for every 32 of a row; core/mxfp4.h.
 enum class Encoding : uint8_t { kPlain, kE4m3, kMxfp4 };
 
 struct WeightPiece {
@@ -28,6 +28,7 @@ struct WeightPiece {
   Encoding encoding = Encoding::kPlain;  // others: of dtype u8
   int scales_file = 0;
   int64_t scales_offset = 0;  // bytes; a row for every kScaleBlock rows (e4m3) or every row
+  DType scales_dtype = DType::kF32;
 
   // Of an element of the source.
   int64_t bits() const { return encoding == Encoding::kMxfp4 ? 4 : 8 * dtype_bytes(dtype); }

@@ -1,7 +1,6 @@
 #include "runtime/piece_reader.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "core/e4m3.h"
@@ -155,30 +154,31 @@ void PieceReader::read_scales(const SourceFile& file, const WeightPiece& piece,
                               const Stored& stored) {
   const bool e4m3 = piece.encoding == Encoding::kE4m3;
   const int64_t block_rows = e4m3 ? kScaleBlock : 1;
-  const int64_t length = stored.line_elements;
-  scale_row_bytes_ = e4m3 ? (length + kScaleBlock - 1) / kScaleBlock * int64_t{sizeof(float)}
-                          : length / kMxfp4Block;
+  const int64_t block_places = e4m3 ? kScaleBlock : kMxfp4Block;
+  const int64_t bytes = dtype_bytes(piece.scales_dtype);
+  scales_per_row_ = (stored.line_elements + block_places - 1) / block_places;
   const Axis& lines = stored.lines;
   scales_row_ = lines.start / block_rows;
   const int64_t last = (lines.start + (lines.count - 1) * lines.step) / block_rows;
-  scales_.resize((last - scales_row_ + 1) * scale_row_bytes_);
-  file.read(piece.scales_offset + scales_row_ * scale_row_bytes_,
-            static_cast<int64_t>(scales_.size()), scales_.data());
+  const int64_t count = (last - scales_row_ + 1) * scales_per_row_;
+  scales_.resize(count * bytes);
+  file.read(piece.scales_offset + scales_row_ * scales_per_row_ * bytes, count * bytes,
+            scales_.data());
+  if (!e4m3) return;
+  factors_.resize(count);
+  load_floats(piece.scales_dtype, scales_.data(), count, factors_.data());
 }
 
 void PieceReader::decode_e4m3(const WeightPiece& piece, int64_t row, int64_t col, int64_t count,
                               const std::byte* source, float* out) const {
-  const std::byte* scales = scales_.data() + (row / kScaleBlock - scales_row_) * scale_row_bytes_;
-  for (int64_t i = 0; i < count; ++i) {
-    float scale;
-    std::memcpy(&scale, scales + (col + i) / kScaleBlock * int64_t{sizeof scale}, sizeof scale);
-    out[i] = e4m3_to_float(static_cast<uint8_t>(source[i])) * scale;
-  }
+  const float* factors = factors_.data() + (row / kScaleBlock - scales_row_) * scales_per_row_;
+  for (int64_t i = 0; i < count; ++i)
+    out[i] = e4m3_to_float(static_cast<uint8_t>(source[i])) * factors[(col + i) / kScaleBlock];
 }
 
 void PieceReader::decode_mxfp4(const WeightPiece& piece, int64_t row, int64_t col, int64_t count,
                                const std::byte* source, float* out) const {
-  const std::byte* scales = scales_.data() + (row - scales_row_) * scale_row_bytes_;
+  const std::byte* scales = scales_.data() + (row - scales_row_) * scales_per_row_;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t place = col + i;
     const auto pair = static_cast<uint8_t>(source[place / 2 - col / 2]);

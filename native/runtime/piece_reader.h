@@ -62,9 +62,11 @@ class PieceReader {
   std::vector<float> transposed_;  // [places, lines]
   std::vector<float> spread_;      // a line with the places between
   std::vector<std::byte> converted_;
-  std::vector<std::byte> scales_;  // of the piece being copied, from the line of scales_row_ on
+  // Of the piece being copied, from the line of scales_row_ on; e4m3 has them as floats too.
+  std::vector<std::byte> scales_;
+  std::vector<float> factors_;
   int64_t scales_row_ = 0;
-  int64_t scale_row_bytes_ = 0;
+  int64_t scales_per_row_ = 0;
   const std::byte* source_ = nullptr;
   int64_t source_stride_ =
       0;  // bytes from line to line of the tile; after convert, from row to row

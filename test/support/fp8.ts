@@ -1,4 +1,4 @@
-/** Copies of checkpoints in fp8: e4m3, a float32 factor for every block of 128 × 128. */
+/** Copies of checkpoints in fp8: e4m3, a factor for every block of 128 × 128, float32 or bf16. */
 
 import { fromBf16, readTensors, type Tensor, toBf16, writeTensors } from './tensors.ts'
 
@@ -21,8 +21,15 @@ function nearestE4m3(value: number): number {
   return BITS.get(Math.round(value / step) * step)!
 }
 
+/** As DeepSeek publishes the factors, and as Qwen does. */
+export type FactorDtype = 'F32' | 'BF16'
+
 /** The bytes, the factors, and what they stand for, of a [rows, cols] matrix. */
-export function quantise(values: ArrayLike<number>, [rows, cols]: readonly [number, number]) {
+export function quantise(
+  values: ArrayLike<number>,
+  [rows, cols]: readonly [number, number],
+  factors: FactorDtype = 'F32',
+) {
   const blockCols = Math.ceil(cols / BLOCK)
   const largest = new Float64Array(Math.ceil(rows / BLOCK) * blockCols)
   const blockOf = (i: number) =>
@@ -30,12 +37,13 @@ export function quantise(values: ArrayLike<number>, [rows, cols]: readonly [numb
   for (let i = 0; i < rows * cols; i++) {
     largest[blockOf(i)] = Math.max(largest[blockOf(i)]!, Math.abs(values[i]!))
   }
-  const scales = Float32Array.from(largest, (value) => value / 448 || 1)
+  const exact = Float32Array.from(largest, (value) => value / 448 || 1)
+  const scales = factors === 'F32' ? exact : fromBf16(toBf16(exact))
   const bytes = new Uint8Array(rows * cols)
   const meant = new Float32Array(rows * cols)
   for (let i = 0; i < bytes.length; i++) {
     const scale = scales[blockOf(i)]!
-    bytes[i] = nearestE4m3(values[i]! / scale)
+    bytes[i] = nearestE4m3(Math.max(-448, Math.min(448, values[i]! / scale)))
     meant[i] = E4M3[bytes[i]!]! * scale
   }
   return { bytes, scales, meant }
@@ -46,18 +54,23 @@ function valuesOf({ dtype, bytes }: Tensor): Float32Array {
 }
 
 /** A checkpoint with fp8 in place of the matrices that `pattern` names, and with what they mean in bf16. */
-export function fp8Copies(file: string, pattern: RegExp): { fp8: Buffer; meant: Buffer } {
+export function fp8Copies(
+  file: string,
+  pattern: RegExp,
+  factors: FactorDtype = 'F32',
+): { fp8: Buffer; meant: Buffer } {
   const original = readTensors(file)
   const fp8 = new Map(original)
   const meant = new Map(original)
   for (const [name, tensor] of original) {
     if (!pattern.test(name)) continue
     const { shape } = tensor
-    const quantised = quantise(valuesOf(tensor), shape as [number, number])
+    const quantised = quantise(valuesOf(tensor), shape as [number, number], factors)
     const blocks = shape.map((size) => Math.ceil(size / BLOCK))
     fp8.set(name, { dtype: 'F8_E4M3', shape, bytes: quantised.bytes })
-    const scaleBytes = new Uint8Array(quantised.scales.buffer)
-    fp8.set(`${name}_scale_inv`, { dtype: 'F32', shape: blocks, bytes: scaleBytes })
+    const { scales } = quantised
+    const scaleBytes = factors === 'F32' ? new Uint8Array(scales.buffer) : toBf16(scales)
+    fp8.set(`${name}_scale_inv`, { dtype: factors, shape: blocks, bytes: scaleBytes })
     meant.set(name, { dtype: 'BF16', shape, bytes: toBf16(quantised.meant) })
   }
   return { fp8: writeTensors(fp8), meant: writeTensors(meant) }
