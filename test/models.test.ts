@@ -201,8 +201,33 @@ describe('refusals', () => {
       { num_local_experts: 9 },
       'ERR_TENSOR_SHAPE',
     ],
+    'a million experts over all layers': [
+      'mixtral',
+      { num_hidden_layers: 1024, num_local_experts: 1024 },
+      'ERR_MODEL_CONFIG',
+    ],
+    'a million experts over all layers of gpt-oss': [
+      'gpt-oss-sinks',
+      { num_hidden_layers: 1024, num_local_experts: 1024, layer_types: null },
+      'ERR_MODEL_CONFIG',
+    ],
+    'a million experts over all layers of deepseek': [
+      'deepseek-v3-mla',
+      { num_hidden_layers: 1024, n_routed_experts: 1024 },
+      'ERR_MODEL_CONFIG',
+    ],
     'layers that are no list': ['qwen3-moe', { mlp_only_layers: 1 }, 'ERR_MODEL_CONFIG'],
     'groups that do not divide the experts': ['glm4-moe', { n_group: 3 }, 'ERR_MODEL_CONFIG'],
+    'fewer experts in the kept groups than a token chooses, by sigmoid': [
+      'deepseek-v3-mla',
+      { n_group: 8, topk_group: 1 },
+      'ERR_MODEL_CONFIG',
+    ],
+    'fewer experts in the kept groups than a token chooses, by softmax': [
+      'deepseek-v2-mla',
+      { n_group: 8, topk_group: 1, topk_method: 'group_limited_greedy' },
+      'ERR_MODEL_CONFIG',
+    ],
     'another way to choose experts': [
       'deepseek-v2-mla',
       { topk_method: 'noaux_tc' },

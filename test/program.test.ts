@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { compileModel, loadModel } from '../lib/models/index.ts'
 import { checkOpTable, diffOpTable, OPS } from '../lib/ops/index.ts'
+import { moeRoute } from '../lib/ops/moe-route.ts'
 import { ProgramBuilder } from '../lib/program/builder.ts'
 import { compileProgram } from '../lib/program/compile.ts'
 import { formatProgram } from '../lib/program/format.ts'
@@ -152,6 +153,22 @@ describe('validateProgram', () => {
       expect(codeOf(() => validateProgram(make()))).toBe('ERR_PROGRAM')
     })
   }
+
+  it('refuses a route to more experts than the kept groups have', () => {
+    const routed = (topGroups: number): Program => {
+      const builder = new ProgramBuilder({ name: 'x', world: 1, tp: 1, limits: SMALL_LIMITS })
+      const operands = {
+        logits: builder.arena('logits', 'f32', ['T', 16]),
+        ids: builder.arena('ids', 'i32', ['T', 6]),
+        weights: builder.arena('weights', 'f32', ['T', 6]),
+      }
+      const attrs = { score: 'softmax', groups: 4, top_groups: topGroups } as const
+      builder.add('route', moeRoute(operands, attrs))
+      return builder.build()
+    }
+    validateProgram(routed(2))
+    expect(codeOf(() => validateProgram(routed(1)))).toBe('ERR_PROGRAM')
+  })
 
   it('names the op that is wrong', () => {
     const wrong = withOp('layers.1.down#1', (op) => ({ inputs: op.inputs.with(1, op.inputs[0]!) }))

@@ -57,6 +57,10 @@ export const moeRouteOp: OpSpec = {
     op.require(experts % groups === 0, `${experts} experts in ${groups} groups`)
     const topGroups = op.has('top_groups') ? op.size('top_groups') : groups
     op.require(topGroups <= groups, `top_groups ${topGroups} of ${groups}`)
+    op.require(
+      k <= topGroups * (experts / groups),
+      `${k} choices of ${topGroups} groups of ${experts / groups} experts`,
+    )
     op.require(groupScore === 'max' || experts / groups >= 2, 'groups have fewer than two experts')
   },
 }

@@ -45,6 +45,8 @@ Routing read_routing(const OpInstance& op) {
              "groups must divide the experts");
   op.require(routing.top_groups > 0 && routing.top_groups <= routing.groups,
              "top_groups must be within 1..groups");
+  op.require(routing.choices <= routing.top_groups * routing.group_size(),
+             "more choices than top_groups have experts");
   op.require(!routing.top2 || routing.group_size() >= 2, "groups have fewer than two experts");
   return routing;
 }

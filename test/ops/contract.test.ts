@@ -8,6 +8,7 @@ import type { Program, ProgramBuffer, ProgramOp } from '../../lib/program/types.
 import { OpRuntime, placeApart, splitIntoParts } from '../support/native.ts'
 import { ATTENTION_CASES } from './attention.cases.ts'
 import { COLLECTIVE_CASES } from './collectives.cases.ts'
+import { EXPERT_CASES } from './experts.cases.ts'
 import { MATMUL_CASES } from './matmul.cases.ts'
 import { MLA_CASES } from './mla.cases.ts'
 import type { OpCase } from './op-case.ts'
@@ -168,6 +169,12 @@ const BROKEN: readonly (readonly [string, readonly OpCase[], string, Change])[] 
     COLLECTIVE_CASES,
     'all_reduce_rms_norm [1,',
     changeOp((op) => ({ inputs: [op.inputs[1]!, ...op.inputs.slice(1)] })),
+  ],
+  [
+    'more choices than the kept groups have experts',
+    EXPERT_CASES,
+    'moe_route groups by their best',
+    setAttr('groups', 16),
   ],
   ['an unknown form', COLLECTIVE_CASES, 'all_reduce_rms_norm [1,', setAttr('form', 'three_shot')],
   ['no row groups', OVERLAP_CASES, 'matmul_all_reduce [1, 8]', setAttr('groups', 0)],

@@ -7,7 +7,6 @@
 import type { JsonObject } from '../../weights/json.ts'
 import { quote } from '../../weights/safetensors.ts'
 import {
-  configError,
   flag,
   integer,
   number,
@@ -29,9 +28,11 @@ import {
 } from './common.ts'
 import {
   EXPERT_KEYS,
+  type ExpertCounts,
   expertsOf,
   HUGGING_FACE_NAMES,
   readExpertCounts,
+  readGroups,
   readSigmoidRouting,
 } from './experts.ts'
 
@@ -43,11 +44,7 @@ const LATENT_EPS = 1e-6
 const IMPLEMENTS = [...EXPERT_KEYS, 'kv_lora_rank', 'rope_interleave']
 
 /** Routing of the layer whose router's tensors begin with `router`. */
-type ReadRouting = (
-  config: JsonObject,
-  experts: number,
-  choices: number,
-) => (router: string) => RoutingSpec
+type ReadRouting = (config: JsonObject, counts: ExpertCounts) => (router: string) => RoutingSpec
 
 export const deepseekV2: Family = {
   architectures: ['DeepseekV2ForCausalLM'],
@@ -59,10 +56,10 @@ export const deepseekV3: Family = {
   architectures: ['DeepseekV3ForCausalLM'],
   implements: IMPLEMENTS,
   describe: (config) =>
-    describe(config, (config, experts, choices) => {
+    describe(config, (config, counts) => {
       requireChoice(config, 'scoring_func', ['sigmoid'])
       requireChoice(config, 'topk_method', ['noaux_tc'])
-      const routing = readSigmoidRouting(config, experts, choices)
+      const routing = readSigmoidRouting(config, counts)
       return (router) => ({ ...routing, bias: `${router}.e_score_correction_bias` })
     }),
 }
@@ -139,11 +136,12 @@ function readLatentAttention(
 /** The experts of a layer, or undefined for one that is dense. */
 function readSparseLayers(
   config: JsonObject,
-  { numLayers }: Dimensions,
+  dimensions: Dimensions,
   readRouting: ReadRouting,
 ): (layer: number) => ExpertsSpec | undefined {
-  const { experts, choices } = readExpertCounts(config)
-  const routing = readRouting(config, experts, choices)
+  const { numLayers } = dimensions
+  const counts = readExpertCounts(config, dimensions)
+  const routing = readRouting(config, counts)
   const intermediateSize = integer(config, 'moe_intermediate_size', WIDTH)
   const numShared = optionalInteger(config, 'n_shared_experts', { min: 0, max: 64 }) ?? 0
   const firstSparse = integer(config, 'first_k_dense_replace', { min: 0, max: numLayers }, 0)
@@ -152,7 +150,7 @@ function readSparseLayers(
     if (layer < firstSparse || layer % every !== 0) return undefined
     const base = `model.layers.${layer}.mlp.`
     const sharedSize = { intermediateSize: intermediateSize * numShared }
-    return expertsOf(base, experts, {
+    return expertsOf(base, counts.experts, {
       names: HUGGING_FACE_NAMES,
       intermediateSize,
       routing: routing(`${base}gate`),
@@ -164,7 +162,7 @@ function readSparseLayers(
 }
 
 /** V2: a group is worth its best score; weights are not normalised. */
-function readSoftmaxRouting(config: JsonObject, experts: number, choices: number) {
+function readSoftmaxRouting(config: JsonObject, counts: ExpertCounts) {
   requireChoice(config, 'scoring_func', ['softmax'])
   const methods = ['greedy', 'group_limited_greedy'] as const
   const method = requireChoice(config, 'topk_method', methods) ?? 'greedy'
@@ -172,15 +170,13 @@ function readSoftmaxRouting(config: JsonObject, experts: number, choices: number
     // Published code disagrees on whether the scaling factor then applies.
     throw unsupported('norm_topk_prob = true is not supported for this architecture')
   }
-  const count = integer(config, 'n_group', { min: 1, max: experts }, 1)
-  const kept = integer(config, 'topk_group', { min: 1, max: count }, count)
-  if (experts % count !== 0) throw configError(`${experts} experts in ${count} groups`)
-  const limited = method === 'group_limited_greedy' && count > 1
+  // The other method takes no notice of groups.
+  const groups = method === 'group_limited_greedy' ? readGroups(config, counts) : undefined
   const routing: RoutingSpec = {
     score: 'softmax',
-    choices,
+    choices: counts.choices,
     scale: number(config, 'routed_scaling_factor', FACTOR, 1),
-    ...(limited && { groups: { count, kept, worth: 'max' } }),
+    ...(groups && groups.count > 1 && { groups: { ...groups, worth: 'max' } }),
   }
   return () => routing
 }

@@ -28,18 +28,18 @@ export const glm4Moe: Family = {
   describe(config) {
     requireActivation(config, 'hidden_act', ['silu'])
     const dimensions = readDimensions(config, { eps: 1e-5, maxPositions: 131_072 })
-    const { experts, choices } = readExpertCounts(config, { experts: 128, choices: 8 })
+    const counts = readExpertCounts(config, dimensions, { experts: 128, choices: 8 })
     const intermediateSize = integer(config, 'moe_intermediate_size', WIDTH)
     const sharedSize = integer(config, 'n_shared_experts', { min: 1, max: 64 }, 1)
     const firstSparse = integer(config, 'first_k_dense_replace', { min: 0, max: 1024 }, 1)
-    const routing = readSigmoidRouting(config, experts, choices)
+    const routing = readSigmoidRouting(config, counts)
     const spec = conventionalDecoder(dimensions, {
       ropes: [readRope(config, { ...dimensions, defaultTheta: 10_000, partialRotary: true })],
       layerChoices: (layer) => {
         const base = `model.layers.${layer}.mlp.`
         const shared = { intermediateSize: intermediateSize * sharedSize }
         const sparse = () =>
-          expertsOf(base, experts, {
+          expertsOf(base, counts.experts, {
             names: HUGGING_FACE_NAMES,
             intermediateSize,
             routing: { ...routing, bias: `${base}gate.e_score_correction_bias` },

@@ -37,7 +37,7 @@ export const gptOss: Family = {
       kvHeads: 8,
       headDim: 64,
     })
-    const counts = readExpertCounts(config, { experts: 128, choices: 4 })
+    const counts = readExpertCounts(config, dimensions, { experts: 128, choices: 4 })
     const limit = number(config, 'swiglu_limit', { min: 1e-3, max: 1e6 }, 7)
     const types = readLayerTypes(config, dimensions.numLayers, (layer) =>
       layer % 2 === 0 ? 'sliding_attention' : 'full_attention',

@@ -13,7 +13,7 @@ export const mixtral: Family = {
   describe(config) {
     requireActivation(config, 'hidden_act', ['silu'])
     const dimensions = readDimensions(config, { eps: 1e-5, maxPositions: 131_072, kvHeads: 8 })
-    const { experts, choices } = readExpertCounts(config, { experts: 8, choices: 2 })
+    const { experts, choices } = readExpertCounts(config, dimensions, { experts: 8, choices: 2 })
     const window = readWindow(config)
     const { intermediateSize } = dimensions
     const spec = conventionalDecoder(dimensions, {

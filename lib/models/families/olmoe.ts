@@ -11,7 +11,7 @@ export const olmoe: Family = {
   describe(config) {
     requireActivation(config, 'hidden_act', ['silu'])
     const dimensions = readDimensions(config, { eps: 1e-5, maxPositions: 4096 })
-    const { experts, choices } = readExpertCounts(config, { experts: 64, choices: 8 })
+    const { experts, choices } = readExpertCounts(config, dimensions, { experts: 64, choices: 8 })
     const normalise = flag(config, 'norm_topk_prob', false)
     const bias = flag(config, 'attention_bias', false)
     const spec = conventionalDecoder(dimensions, {

@@ -32,7 +32,7 @@ export const qwen2Moe: Family = {
   implements: EXPERT_KEYS,
   describe(config) {
     const dimensions = readDimensions(config, { eps: 1e-6, maxPositions: 32_768 })
-    const counts = readExpertCounts(config, { experts: 60, choices: 4 })
+    const counts = readExpertCounts(config, dimensions, { experts: 60, choices: 4 })
     const sharedSize = integer(config, 'shared_expert_intermediate_size', WIDTH, 5632)
     return describeQwenMoe(config, dimensions, {
       counts,
@@ -52,7 +52,7 @@ export const qwen3Moe: Family = {
     const dimensions = readDimensions(config, { eps: 1e-6, maxPositions: 32_768 })
     const bias = flag(config, 'attention_bias', false)
     return describeQwenMoe(config, dimensions, {
-      counts: readExpertCounts(config, { experts: 128, choices: 8 }),
+      counts: readExpertCounts(config, dimensions, { experts: 128, choices: 8 }),
       choices: { queryKeyValueBias: bias, outputBias: bias, queryKeyNorm: true },
     })
   },
