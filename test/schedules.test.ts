@@ -21,6 +21,7 @@ const options = {
   device: device('NVIDIA H100 80GB HBM3'),
   model: modelPreset('llama-3-70b').model,
   tensorParallel: 8,
+  expertParallel: 1,
   precision: 'auto' as const,
   sizes: { maxNumBatchedTokens: 4096, maxNumSeqs: 256, maxModelLen: 8192 },
 }
@@ -59,6 +60,18 @@ describe('chooseSchedules', () => {
       expect([...bounds].sort((a, b) => a - b)).toEqual(bounds)
     }
     expect(last.layout.bound(4096, 1) % 128).toBe(0)
+  })
+
+  it('sees what experts over ranks cost', () => {
+    const sizes = { maxNumBatchedTokens: 512, maxNumSeqs: 256, maxModelLen: 8192 }
+    const { model } = modelPreset('mixtral-8x7b')
+    const partsOver = (expertParallel: number) =>
+      chooseSchedules({ ...options, model, tensorParallel: 1, expertParallel, sizes }).map(
+        ({ layout }) => layout.parts,
+      )
+    // One rank has nothing to hide; eight have the ways of rows to their experts and back.
+    expect(partsOver(1)).toEqual([1])
+    expect(partsOver(8).at(-1)).toBeGreaterThan(1)
   })
 
   it('keeps one rank with nothing to hide serial', () => {

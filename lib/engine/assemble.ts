@@ -129,6 +129,7 @@ export async function assembleEngine(
     device: devices[0],
     model,
     tensorParallel,
+    expertParallel,
     precision,
     sizes,
   })

@@ -27,6 +27,7 @@ export interface ScheduleOptions {
   readonly device: DeviceDescription
   readonly model: Model
   readonly tensorParallel: number
+  readonly expertParallel: number
   readonly precision: 'auto' | 'f32' | 'bf16'
   readonly sizes: Pick<Sizes, 'maxNumBatchedTokens' | 'maxNumSeqs' | 'maxModelLen'>
 }
@@ -47,6 +48,7 @@ export function chooseSchedules(options: ScheduleOptions): ChosenSchedule[] {
   }
   const program = buildLayered(options.model, {
     tensorParallel: options.tensorParallel,
+    expertParallel: options.expertParallel,
     precision: options.precision,
     limits: {
       maxTokens: options.sizes.maxNumBatchedTokens,
