@@ -56,12 +56,6 @@ export function countChoices(ids: readonly Int32Array[], experts: number): numbe
   return counts
 }
 
-/** The most loaded over the mean. */
-export function imbalance(loads: readonly number[]): number {
-  const sum = loads.reduce((a, b) => a + b, 0)
-  return sum === 0 ? 1 : (Math.max(...loads) * loads.length) / sum
-}
-
 /** Sums of `per` neighbours. */
 export function sumsOf(loads: readonly number[], per: number): number[] {
   return Array.from({ length: Math.ceil(loads.length / per) }, (_, i) =>

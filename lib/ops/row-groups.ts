@@ -39,13 +39,6 @@ export function groupRows(count: number, groups: number, group: number): Rows {
   return { begin: bound(group), end: bound(group + 1) }
 }
 
-/** Rows of a group that `rank` of `world` owns. */
-export function ownedGroupRows(rows: Rows, world: number, rank: number): Rows {
-  const count = rows.end - rows.begin
-  const bound = (index: number) => rows.begin + Math.floor((count * index) / world)
-  return { begin: bound(rank), end: bound(rank + 1) }
-}
-
 /** A number of row groups in an attribute. */
 export function checkGroups(op: OpOperands, attr = 'groups'): void {
   const groups = op.number(attr)

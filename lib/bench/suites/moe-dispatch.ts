@@ -5,6 +5,7 @@
  * it goes to, read there once and written once per choice; each choice is fetched, each token written.
  */
 
+import { imbalance } from '../../parallel/balance/eplb.ts'
 import { ProgramBuilder } from '../../program/builder.ts'
 import type { Program } from '../../program/types.ts'
 import { countWrong, decodeFloats, dtypeBytes, halfWidthOf, randomBytes } from '../elements.ts'
@@ -15,7 +16,6 @@ import {
   declareReceived,
   drawChoices,
   type ExpertBlockShape,
-  imbalance,
   SKEWS,
   type Skew,
   sumsOf,

@@ -9,7 +9,7 @@
 import { groupedGlu } from '../../ops/grouped-glu.ts'
 import { groupedMatmul } from '../../ops/grouped-matmul.ts'
 import { moeRoute } from '../../ops/moe-route.ts'
-import { balanceExperts } from '../../parallel/balance/eplb.ts'
+import { balanceExperts, imbalance } from '../../parallel/balance/eplb.ts'
 import { roundUp } from '../../parallel/sharding.ts'
 import { ProgramBuilder } from '../../program/builder.ts'
 import type { Program } from '../../program/types.ts'
@@ -21,7 +21,6 @@ import {
   declareReceived,
   drawChoices,
   type ExpertBlockShape,
-  imbalance,
   mostGroupedRows,
   SKEWS,
   type Skew,
