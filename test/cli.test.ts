@@ -109,6 +109,12 @@ describe('help and usage', () => {
     [['generate', model, '--prompt', 'a', '--max-tokens', '-1']],
     [['generate', model, '--prompt', 'a', '--kv-cache-bytes', 'much']],
     [['inspect', model, '--precision', 'f64']],
+    [['inspect', 'models/tiny-moe', '--ep', '2']],
+    [['inspect', 'models/tiny-moe', '--expert-slots', '1']],
+    [['inspect', 'models/tiny-moe', '--trace', 'trace.json']],
+    [['inspect', 'models/tiny-moe', '--experts', '--trace', 'a.json', '--prompt', 'b']],
+    [['inspect', 'models/tiny-moe', '--experts', '--trace', 'a.json', '--save-trace', 'b']],
+    [['inspect', 'models/tiny-moe', '--experts', '--ep', '4', '--expert-slots', '255']],
     [['score', model]],
     [['score', model, '--tokens', '1,x']],
     [['score', model, '--tokens', '1,999999']],
@@ -380,6 +386,14 @@ describe('inspect and doctor', () => {
       }
       const again = await nanoweave([...args, '--trace', file])
       expect(JSON.parse(again.stdout).expertLoads).toEqual(expertLoads)
+      // One token of more layers and experts than the model has: pairs of experts would be gigabytes.
+      const chosen = Buffer.alloc(2 * 1024).toString('base64')
+      const hostile = { version: 1, layers: 1024, experts: 1024, choices: 1, chosen }
+      const other = join(folder, 'other.json')
+      await writeFile(other, JSON.stringify(hostile))
+      expect(await nanoweave([...args, '--trace', other])).toMatchObject({ code: 2, stdout: '' })
+      const dense = await nanoweave(['inspect', model, '--experts', '--trace', file])
+      expect(dense).toMatchObject({ code: 3, stdout: '' })
       const text = await nanoweave(['inspect', 'models/tiny-moe', '--experts', '--trace', file])
       expect(text.stdout).toContain('busiest expert')
     } finally {

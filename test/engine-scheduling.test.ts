@@ -210,6 +210,9 @@ describe('the event log', () => {
     expect(readFileSync(join(folder, 'fake.jsonl'), 'utf8').split('\n')[0]).toContain('"config"')
     writeFileSync(join(folder, 'broken.jsonl'), '{"type":')
     expect(await codeOf(readEventLog(join(folder, 'broken.jsonl')))).toBe('ERR_USAGE')
-    expect(await codeOf(readEventLog(join(folder, 'absent.jsonl')))).toBe('ERR_IO')
+    await expect(readEventLog(join(folder, 'absent.jsonl'))).rejects.toMatchObject({
+      code: 'ERR_IO',
+      message: expect.stringContaining('does not exist'),
+    })
   })
 })

@@ -210,7 +210,10 @@ describe('placement by a trace', () => {
 
   it('refuses a file that is not there', async () => {
     const expertPlacement = path.join(folder, 'absent.json')
-    expect(await codeOf(Engine.load(FOLDER, { expertPlacement }))).toBe('ERR_IO')
+    await expect(Engine.load(FOLDER, { expertPlacement })).rejects.toMatchObject({
+      code: 'ERR_IO',
+      message: expect.not.stringContaining('ENOENT'),
+    })
   })
 })
 
@@ -219,6 +222,8 @@ describe('options', () => {
     [{ expertBalance: 'eplb' }, 'expertSlots'],
     [{ expertBalance: 'sometimes' as 'eplb' }, 'one of off'],
     [{ expertSlots: -1 }, 'expertSlots'],
+    // 4 ranks of 2 + 254 slots are 1024.
+    [{ expertParallel: 4, expertSlots: 255 }, 'expertSlots must be at most 254'],
     [{ expertSlots: 1, expertBalancePeriod: 0 }, 'expertBalancePeriod'],
   ]
   it.each(WRONG)('refuses %o', async (options, why) => {

@@ -3,9 +3,11 @@
  * trace, what that means for ranks, and what balancing would make of it.
  */
 
-import { readFile } from 'node:fs/promises'
+import { requireSlots } from '../engine/expert-options.ts'
+import { readExpertTrace, requireExperts } from '../engine/expert-trace.ts'
 import type { EngineOptions } from '../engine/types.ts'
-import { EngineError, systemReason } from '../errors.ts'
+import { EngineError } from '../errors.ts'
+import type { Model } from '../models/index.ts'
 import { countFollowers, localShare, placeByAffinity } from '../parallel/balance/affinity.ts'
 import { imbalance } from '../parallel/balance/eplb.ts'
 import { planEplb } from '../parallel/balance/eplb-placement.ts'
@@ -14,7 +16,6 @@ import {
   type ExpertTrace,
   formatTrace,
   numTraceTokens,
-  parseTrace,
   traceLoads,
 } from '../parallel/balance/trace.ts'
 import { saveFile } from './save.ts'
@@ -55,27 +56,32 @@ export interface LoadsReport {
 const SEQUENCES = 8
 const TOKENS = 128
 
-/** From `--trace`, or from what the model says to itself. ERR_USAGE for ranks that do not fit. */
+/**
+ * From `--trace`, or from what the model says to itself. ERR_USAGE for ranks and slots that do not fit,
+ * and for a trace of another model.
+ */
 export async function inspectLoads(
-  folder: string,
+  model: Model,
   flags: LoadsFlags,
   signal: AbortSignal,
 ): Promise<LoadsReport> {
   const { trace: file, saveTrace } = flags
+  requireLayout(requireExperts(model).experts, flags)
   const trace =
     file === undefined
-      ? await recordTrace(folder, flags, signal)
-      : parseTrace(await readText(file), file)
+      ? await recordTrace(model.folder, flags, signal)
+      : readExpertTrace(file, model)
   if (saveTrace !== undefined) await saveFile(saveTrace, formatTrace(trace))
   return describeLoads(trace, flags)
 }
 
-async function readText(file: string): Promise<string> {
-  try {
-    return await readFile(file, 'utf8')
-  } catch (cause) {
-    throw new EngineError('ERR_IO', `cannot read ${file}: ${systemReason(cause)}`, { cause })
-  }
+function requireLayout(
+  experts: number,
+  { ep, expertSlots }: Pick<LoadsFlags, 'ep' | 'expertSlots'>,
+): void {
+  if (ep > experts)
+    throw new EngineError('ERR_USAGE', `--ep ${ep}: there are ${experts} experts to share`)
+  requireSlots(experts, ep, expertSlots)
 }
 
 function recordTrace(
@@ -102,8 +108,6 @@ export function describeLoads(
   { ep, expertSlots }: Pick<LoadsFlags, 'ep' | 'expertSlots'>,
 ): LoadsReport {
   const { experts } = trace
-  if (ep > experts)
-    throw new EngineError('ERR_USAGE', `--ep ${ep}: there are ${experts} experts to share`)
   const layout = {
     experts,
     positions: ep,

@@ -1,7 +1,7 @@
 /** A text from stdin, bounded. */
 
 import { addAbortSignal } from 'node:stream'
-import { EngineError } from '../errors.ts'
+import { EngineError, systemReason } from '../errors.ts'
 
 const maxStdinBytes = 8 * 1024 * 1024
 
@@ -29,7 +29,7 @@ export async function readStdin(signal: AbortSignal): Promise<string> {
   } catch (cause) {
     if (cause instanceof EngineError) throw cause
     if (signal.aborted) throw new EngineError('ERR_ABORTED', 'reading stdin was cancelled')
-    throw new EngineError('ERR_IO', `cannot read stdin: ${(cause as Error).message}`, { cause })
+    throw new EngineError('ERR_IO', `cannot read stdin: ${systemReason(cause)}`, { cause })
   }
   try {
     return new TextDecoder('utf-8', { fatal: true }).decode(bytes).replace(/\r?\n$/, '')

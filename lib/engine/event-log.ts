@@ -96,7 +96,10 @@ export async function readEventLog(path: string): Promise<SchedulerEvent[]> {
       throw new EngineError('ERR_USAGE', `line ${events.length + 1} of ${path} is no JSON`, {
         cause: error,
       })
-    throw new EngineError('ERR_IO', `the event log ${path} cannot be read`, { cause: error })
+    const reason = systemReason(error)
+    throw new EngineError('ERR_IO', `the event log ${path} cannot be read: ${reason}`, {
+      cause: error,
+    })
   }
   return events
 }

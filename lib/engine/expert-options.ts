@@ -3,9 +3,8 @@
  * experts begin.
  */
 
-import { readFileSync, statSync } from 'node:fs'
 import { EngineError } from '../errors.ts'
-import { type CompiledModel, type Model, numExperts } from '../models/index.ts'
+import type { CompiledModel, Model } from '../models/index.ts'
 import type { DeviceDescription } from '../native/binding.ts'
 import { countFollowers, placeByAffinity } from '../parallel/balance/affinity.ts'
 import {
@@ -14,11 +13,11 @@ import {
   ExpertBalancer,
 } from '../parallel/balance/balancer.ts'
 import { smallestMove } from '../parallel/balance/least-loaded.ts'
-import { parseTrace } from '../parallel/balance/trace.ts'
 import { hardwareOfDevice } from '../planner/presets.ts'
-import { DTYPE_BYTES, type Program } from '../program/types.ts'
+import { DTYPE_BYTES, MAX_EXPERT_SLOTS, type Program } from '../program/types.ts'
 import { expertRates } from './cost-prior.ts'
 import { ExpertSteps } from './expert-steps.ts'
+import { readExpertTrace, requireExperts } from './expert-trace.ts'
 import type { EngineOptions } from './types.ts'
 
 export interface ExpertOptions {
@@ -35,9 +34,7 @@ const DEFAULT_PERIOD: Readonly<Record<BalancePolicy, number>> = {
   eplb: 256,
   'least-loaded': 8,
 }
-const MAX_EXTRA_SLOTS = 256
 const MAX_PERIOD = 1e6
-const MAX_TRACE_BYTES = 2 ** 29
 /** Copied by a step at most, but one expert where that is larger. */
 const COPY_BYTES_PER_STEP = { cpu: 2 ** 23, cuda: 2 ** 27 }
 
@@ -48,7 +45,7 @@ export function checkExpertOptions(
     'expertSlots' | 'expertBalance' | 'expertBalancePeriod' | 'expertPlacement'
   >,
 ): ExpertOptions | undefined {
-  const extraSlots = whole(options.expertSlots ?? 0, 'expertSlots', 0, MAX_EXTRA_SLOTS)
+  const extraSlots = whole(options.expertSlots ?? 0, 'expertSlots', 0, MAX_EXPERT_SLOTS)
   const asked = options.expertBalance ?? (extraSlots > 0 ? 'eplb' : 'off')
   if (asked !== 'off' && !(BALANCE_POLICIES as readonly string[]).includes(asked))
     throw new EngineError(
@@ -87,36 +84,26 @@ export function placementOf(
       'ERR_UNSUPPORTED_OPTION',
       'experts are counted and moved on the CPU only; leave out expertSlots, expertBalance and expertPlacement on CUDA',
     )
-  const counts = numExperts(model.spec)
-  if (counts.length === 0)
-    throw new EngineError(
-      'ERR_UNSUPPORTED_OPTION',
-      `${model.architecture} has no experts to balance; leave out the options of experts`,
-    )
+  const { experts } = requireExperts(model)
   const { extraSlots, placement } = options
+  requireSlots(experts, expertParallel, extraSlots)
   if (placement === undefined) return { extraSlots }
-  const trace = parseTrace(readTrace(placement), placement)
-  const [experts] = counts as [number]
-  if (trace.experts !== experts || trace.layers !== counts.length)
-    throw new EngineError(
-      'ERR_USAGE',
-      `${placement} is of ${trace.layers} layers with ${trace.experts} experts, the model has ${counts.length} with ${experts}`,
-    )
-  return { extraSlots, positions: placeByAffinity(countFollowers(trace), experts, expertParallel) }
+  const followers = countFollowers(readExpertTrace(placement, model))
+  return { extraSlots, positions: placeByAffinity(followers, experts, expertParallel) }
 }
 
-function readTrace(file: string): string {
-  try {
-    const { size } = statSync(file)
-    if (size > MAX_TRACE_BYTES)
-      throw new EngineError('ERR_USAGE', `${file} has ${size} bytes, more than ${MAX_TRACE_BYTES}`)
-    return readFileSync(file, 'utf8')
-  } catch (error) {
-    if (error instanceof EngineError) throw error
-    throw new EngineError('ERR_IO', `cannot read the placement of experts: ${String(error)}`, {
-      cause: error,
-    })
-  }
+/** ERR_USAGE where the slots of all ranks together are more than a program may have. */
+export function requireSlots(experts: number, expertParallel: number, extraSlots: number): void {
+  const homes = Math.ceil(experts / expertParallel)
+  const most = Math.floor(MAX_EXPERT_SLOTS / expertParallel) - homes
+  if (extraSlots <= most) return
+  throw new EngineError(
+    'ERR_USAGE',
+    most < 0
+      ? `${experts} experts do not fit the ${MAX_EXPERT_SLOTS} slots of ${expertParallel} ranks`
+      : `expertSlots must be at most ${most} with ${experts} experts over ${expertParallel} ranks, ` +
+          `${MAX_EXPERT_SLOTS} slots in all`,
+  )
 }
 
 /** Undefined where the program has no expert tables. */

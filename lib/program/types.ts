@@ -75,12 +75,15 @@ export interface ProgramOp {
   readonly waits: readonly number[]
 }
 
+/** Of all positions of a layer together. */
+export const MAX_EXPERT_SLOTS = 1024
+
 /** Routed experts whose places a step may change: expert tables and copies of their weights. */
 export interface ExpertLimits {
   /** Layers with experts. */
   readonly tables: number
   readonly count: number
-  /** Of all positions together, equally many each. */
+  /** Of all positions together, equally many each; MAX_EXPERT_SLOTS at most. */
   readonly slots: number
   /** Ranks, or groups of ranks, that the experts are spread over. */
   readonly positions: number

@@ -14,6 +14,7 @@ import {
   DTYPE_BYTES,
   type ExpertLimits,
   LANES,
+  MAX_EXPERT_SLOTS,
   type Program,
   type ProgramBuffer,
   type ProgramLimits,
@@ -85,7 +86,7 @@ function validateExperts({ tables, count, slots, positions, choices }: ExpertLim
   requireInteger(tables, 'experts.tables', 1, 1024)
   requireInteger(count, 'experts.count', 1, 1024)
   requireInteger(positions, 'experts.positions', 1, 64)
-  requireInteger(slots, 'experts.slots', positions * Math.ceil(count / positions), 1024)
+  requireInteger(slots, 'experts.slots', positions * Math.ceil(count / positions), MAX_EXPERT_SLOTS)
   requireInteger(choices, 'experts.choices', 1, count)
   if (slots % positions !== 0) throw fail(`${slots} slots of ${positions} positions`)
 }

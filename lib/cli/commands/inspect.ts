@@ -1,6 +1,6 @@
 /** `nanoweave inspect`: what a model folder holds, what it needs, and what this version cannot run. */
 
-import type { Command } from 'commander'
+import { type Command, Option } from 'commander'
 import type { Precision } from '../../engine/types.ts'
 import { EngineError } from '../../errors.ts'
 import { type AttentionSpec, loadModel, type Model, modelFootprint } from '../../models/index.ts'
@@ -82,9 +82,8 @@ function describeLayout(model: Model, tensorParallel: number, flags: InspectFlag
   }
 }
 
-async function inspectModel(folder: string, flags: InspectFlags): Promise<ModelReport> {
-  const model = loadModel(folder)
-  const { spec } = model
+async function inspectModel(model: Model, flags: InspectFlags): Promise<ModelReport> {
+  const { spec, folder } = model
   const attention = describeAttention(spec.layers[0]!.attention)
   const unusedTensors = countUnused(model)
   const { parameters } = modelFootprint(model, { tensorParallel: 1, precision: flags.precision })
@@ -95,7 +94,7 @@ async function inspectModel(folder: string, flags: InspectFlags): Promise<ModelR
     return tokenizerTokens === undefined ? 'none' : `${tokenizerTokens} tokens`
   })
   return {
-    folder: model.folder,
+    folder,
     supported: true,
     architecture: model.architecture,
     parameters,
@@ -198,9 +197,10 @@ function shapeOfExperts(report: ExpertsReport): string {
 async function runInspect(folder: string, flags: InspectFlags, signal: AbortSignal): Promise<void> {
   let report: ModelReport
   try {
-    report = await inspectModel(folder, flags)
+    const model = loadModel(folder)
+    report = await inspectModel(model, flags)
     if (flags.experts === true)
-      report = { ...report, expertLoads: await inspectLoads(folder, flags, signal) }
+      report = { ...report, expertLoads: await inspectLoads(model, flags, signal) }
   } catch (error) {
     const code = error instanceof EngineError ? error.code : 'ERR_INTERNAL'
     if (code !== 'ERR_UNSUPPORTED_MODEL' || flags.json !== true) throw error
@@ -213,6 +213,20 @@ async function runInspect(folder: string, flags: InspectFlags, signal: AbortSign
   else await writeOut(formatReport(report))
 }
 
+/** Options that say something of `--experts`. */
+const LOADS_OPTIONS = ['ep', 'expertSlots', 'prompt', 'trace', 'saveTrace']
+
+/** ERR_USAGE for options of `--experts` without it: they would be ignored. */
+function requireLoads(command: Command): void {
+  if (command.getOptionValue('experts') === true) return
+  const given = command.options.find((option) => {
+    const name = option.attributeName()
+    return LOADS_OPTIONS.includes(name) && command.getOptionValueSource(name) === 'cli'
+  })
+  if (given === undefined) return
+  throw new EngineError('ERR_USAGE', `${given.long} is about loads of experts: give --experts too`)
+}
+
 export function registerInspect(program: Command, { signal }: Interrupt): void {
   program
     .command('inspect')
@@ -223,9 +237,16 @@ export function registerInspect(program: Command, { signal }: Interrupt): void {
     .option('--experts', 'loads of experts, in a short run of the model')
     .option('--ep <N>', 'ranks that would share them', parsePositive, 4)
     .option('--expert-slots <N>', 'slots of each rank for replicas', parseCount, 1)
-    .option('--prompt <TEXT>', 'what the run continues')
+    .addOption(new Option('--prompt <TEXT>', 'what the run continues').conflicts('trace'))
     .option('--trace <FILE>', 'loads from a recorded trace, without a run')
-    .option('--save-trace <FILE>', 'record the run, for --expert-placement')
+    .addOption(
+      new Option('--save-trace <FILE>', 'record the run, for --expert-placement').conflicts(
+        'trace',
+      ),
+    )
     .option('--json', 'one JSON document instead of text')
-    .action((folder: string, flags: InspectFlags) => runInspect(folder, flags, signal))
+    .action((folder: string, flags: InspectFlags, command: Command) => {
+      requireLoads(command)
+      return runInspect(folder, flags, signal)
+    })
 }
