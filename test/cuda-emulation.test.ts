@@ -17,7 +17,6 @@ import {
   EXPERT_FAMILIES,
   goldenFolder,
   maxDifference,
-  missingOnCuda,
   readGolden,
 } from './support/golden.ts'
 import { coverPairs } from './support/pairwise.ts'
@@ -99,7 +98,7 @@ function allCases(): Case[] {
   const cases: Case[] = []
   const degrees = [1, 2, 4]
   const add = (family: string, tp: number, ep: number) => {
-    if (missingOnCuda(family, tp) !== undefined || !fits(family, tp, ep)) return
+    if (!fits(family, tp, ep)) return
     for (const parts of [1, 2, 4])
       for (const graphs of [true, false])
         for (const numDevices of Math.max(tp, ep) === 1 ? [1] : [1, 2])

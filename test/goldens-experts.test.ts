@@ -7,14 +7,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { loadModel } from '../lib/models/index.ts'
 import { BareModel } from './support/bare-model.ts'
-import { ON_CPU } from './support/device.ts'
-import {
-  EXPERT_FAMILIES,
-  goldenFolder,
-  maxDifference,
-  missingOnCuda,
-  readGolden,
-} from './support/golden.ts'
+import { EXPERT_FAMILIES, goldenFolder, maxDifference, readGolden } from './support/golden.ts'
 
 const MAX_LOGIT_DIFFERENCE = 2e-4
 const MIN_MARGIN = 1e-3
@@ -22,19 +15,13 @@ const PARTS = [1, 2]
 
 const LAYOUTS = [1, 2, 4].flatMap((tp) => [1, 2, 4].map((ep) => [tp, ep] as const))
 
-function runsHere(family: string, tp: number): boolean {
-  const missing = ON_CPU ? undefined : missingOnCuda(family, tp)
-  if (missing) console.log(`skipped, not on a GPU: ${family} with tp ${tp}: ${missing}`)
-  return missing === undefined
-}
-
 for (const family of EXPERT_FAMILIES) {
   const folder = goldenFolder(family)
   const model = loadModel(folder)
   const prompts = readGolden(folder)
   const longest = Math.max(...prompts.map(({ tokens, greedy }) => tokens.length + greedy.length))
 
-  for (const [tp, ep] of LAYOUTS.filter(([tp]) => runsHere(family, tp))) {
+  for (const [tp, ep] of LAYOUTS) {
     describe(`${family}, tp ${tp}, ep ${ep}`, () => {
       let bare: BareModel
       beforeAll(async () => {

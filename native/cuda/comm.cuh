@@ -188,6 +188,15 @@ inline CommArgs comm_args(const CudaLaunch& launch, int32_t which) {
   return args;
 }
 
+// Rows of whole 16-byte vectors, as most collectives take them.
+inline bool has_vector_rows(const BufferDesc& buffer) {
+  return buffer.cols() * dtype_bytes(buffer.dtype) % 16 == 0;
+}
+inline void require_vector_rows(const OpInstance& op, const BufferDesc& buffer) {
+  op.require(has_vector_rows(buffer), "rows of buffer %s must be a multiple of 16 bytes on CUDA",
+             buffer.name.c_str());
+}
+
 // What prepare() of a collective settles for its launches.
 struct CollectiveOp {
   CollectiveForm form;  // asked for
@@ -197,6 +206,7 @@ struct CollectiveOp {
   bool deterministic;
   bool needs_counts;  // NCCL would have to know who owns which row
   bool may_use_nccl;
+  bool whole_vectors;  // a switch sums nothing less
   std::string label;
 };
 
@@ -210,6 +220,7 @@ inline CollectiveOp collective_op(const OpInstance& op, const CudaPlan& plan,
           .deterministic = plan.deterministic,
           .needs_counts = needs_counts,
           .may_use_nccl = true,
+          .whole_vectors = has_vector_rows(moved),
           .label = op.op.label};
 }
 
@@ -219,6 +230,8 @@ inline CollectiveOp collective_op(const OpInstance& op, const CudaPlan& plan,
                   : plan.form == CollectiveForm::kNccl    ? launch.nccl_missing
                                                           : std::string_view());
   if (op.deterministic || why.empty()) why = plan.refused;
+  if (plan.form == CollectiveForm::kMulticast && !op.whole_vectors)
+    why = "a switch sums whole 16-byte vectors, and its rows are none";
   fail(ErrorCode::kProgram, "op %s: form %s cannot be had here: %s", op.label.c_str(),
        collective_form_name(plan.form), why.c_str());
 }
@@ -226,7 +239,7 @@ inline CollectiveOp collective_op(const OpInstance& op, const CudaPlan& plan,
 inline GroupTraits group_traits(const CollectiveOp& op, const CudaLaunch& launch) {
   return {.link = launch.link,
           .peer_access = launch.peer_access,
-          .multicast = launch.comm->multicast[launch.ranks[0].rank] != nullptr,
+          .multicast = op.whole_vectors && launch.comm->multicast[launch.ranks[0].rank] != nullptr,
           .nccl = op.may_use_nccl && launch.nccl_missing.empty(),
           .deterministic = op.deterministic,
           .few_blocks = launch.few_blocks,
@@ -266,12 +279,6 @@ inline LaunchShape comm_shape(const CudaLaunch& launch, const LaunchPlan& plan, 
           .threads = threads,
           .shared_bytes = shared_bytes,
           .cooperative = true};
-}
-
-// What all collectives ask of their operands: rows of whole 16-byte vectors.
-inline void require_vector_rows(const OpInstance& op, const BufferDesc& buffer) {
-  op.require(buffer.cols() * dtype_bytes(buffer.dtype) % 16 == 0,
-             "rows of buffer %s must be a multiple of 16 bytes on CUDA", buffer.name.c_str());
 }
 
 }  // namespace nanoweave

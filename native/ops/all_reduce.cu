@@ -2,6 +2,9 @@
 // is f32 (through a switch: its order, rounded to x's type). reduce_scatter: the same for the rows
 // the rank owns, kept there.
 //
+// Rows are taken as 16-byte vectors; rows that are none (mean_squares: two numbers) element by
+// element, which no switch does.
+//
 // Entry barrier: all x are written. One shot: every rank sums everything; two shots: a rank sums
 // its share of the vectors and stores it to all. Exit barrier: all y are stored, no x is read any
 // more. Bytes per token and rank, C elements each: one shot W read, 1 written; two shots 1 read
@@ -19,10 +22,13 @@ struct AllReduceConfig {
   static_assert(kThreads >= kMaxRanks);
 };
 
+// What a thread takes at a time, and how.
+enum class Access : int32_t { kVectors, kMulticast, kElements };
+
 // What a rank sums, and where the sums go.
 enum class Share : int32_t {
   kAll,       // everything, for itself
-  kOwnToAll,  // its share of the vectors, for all
+  kOwnToAll,  // its share of the vectors or elements, for all
   kOwnRows,   // the rows it owns, for itself
 };
 
@@ -77,7 +83,40 @@ __device__ __forceinline__ void sum_vectors(const AllReduceArgs& args, const Com
   }
 }
 
-template <typename T, typename Y, bool kMulticast>
+// Elements [begin, end) of the op's rows, spread over the blocks of this rank.
+template <typename T, typename Y>
+__device__ __forceinline__ void sum_elements(const AllReduceArgs& args, const CommPlace& place,
+                                             int64_t begin, int64_t end, bool to_all) {
+  const int64_t origin = place.rows.begin * (args.row_bytes / static_cast<int64_t>(sizeof(T)));
+  const auto x = [&](int rank) {
+    return reinterpret_cast<const T*>(args.comm.view.heaps[rank] + args.x) + origin;
+  };
+  const auto y = [&](int rank) {
+    return reinterpret_cast<Y*>(args.comm.view.heaps[rank] + args.y) + origin;
+  };
+  const int64_t stride = int64_t{gridDim.x} * AllReduceConfig::kThreads;
+  for (int64_t i = begin + blockIdx.x * AllReduceConfig::kThreads + threadIdx.x; i < end;
+       i += stride) {
+    float total = as_float(x(place.first)[i]);
+    for (int p = 1; p < place.count; ++p) total += as_float(x(place.first + p)[i]);
+    const Y sum = round_to<Y>(total);
+    if (to_all)
+      for (int p = 0; p < place.count; ++p) ptx::store_remote_element(y(place.first + p) + i, sum);
+    else
+      y(place.rank)[i] = sum;
+  }
+}
+
+template <typename T, typename Y, Access kAccess>
+__device__ __forceinline__ void sum_range(const AllReduceArgs& args, const CommPlace& place,
+                                          int64_t begin, int64_t end, bool to_all) {
+  if constexpr (kAccess == Access::kElements)
+    sum_elements<T, Y>(args, place, begin, end, to_all);
+  else
+    sum_vectors<T, Y, kAccess == Access::kMulticast>(args, place, begin, end, to_all);
+}
+
+template <typename T, typename Y, Access kAccess>
 __global__ void __launch_bounds__(AllReduceConfig::kThreads)
     all_reduce_kernel(const __grid_constant__ AllReduceArgs args) {
   ptx::wait_for_previous_kernel();
@@ -85,17 +124,18 @@ __global__ void __launch_bounds__(AllReduceConfig::kThreads)
   if (place.rows.count == 0) return;  // in all ranks alike
   if (!group_barrier<CommPhase::kEntry>(args.comm, place)) return;
 
+  constexpr int64_t kUnitBytes = kAccess == Access::kElements ? int64_t{sizeof(T)} : 16;
   const int tp = args.comm.tp;
-  const int64_t vectors = place.rows.count * args.row_bytes / 16;
+  const int64_t per_row = args.row_bytes / kUnitBytes;
+  const int64_t all = place.rows.count * per_row;
   if (args.share == Share::kOwnRows) {
     const RowSpan own = owned_rows(place.rows.count, tp, place.rank - place.first);
-    const int64_t per_row = args.row_bytes / 16;
-    sum_vectors<T, Y, kMulticast>(args, place, own.begin * per_row, own.end * per_row, false);
+    sum_range<T, Y, kAccess>(args, place, own.begin * per_row, own.end * per_row, false);
   } else if (args.share == Share::kOwnToAll) {
-    const RowSpan own = owned_rows(vectors, tp, place.rank - place.first);
-    sum_vectors<T, Y, kMulticast>(args, place, own.begin, own.end, true);
+    const RowSpan own = owned_rows(all, tp, place.rank - place.first);
+    sum_range<T, Y, kAccess>(args, place, own.begin, own.end, true);
   } else {
-    sum_vectors<T, Y, kMulticast>(args, place, 0, vectors, false);
+    sum_range<T, Y, kAccess>(args, place, 0, all, false);
   }
   group_barrier<CommPhase::kExit>(args.comm, place);
 }
@@ -131,14 +171,17 @@ CudaKernel sum_kernel(const SumOp& op) {
                              .share = op.scatter ? Share::kOwnRows
                                       : one_shot ? Share::kAll
                                                  : Share::kOwnToAll};
-    nanoweave::launch(plan.form == CollectiveForm::kMulticast ? all_reduce_kernel<T, Y, true>
-                                                              : all_reduce_kernel<T, Y, false>,
+    nanoweave::launch(!op.collective.whole_vectors ? all_reduce_kernel<T, Y, Access::kElements>
+                      : plan.form == CollectiveForm::kMulticast
+                          ? all_reduce_kernel<T, Y, Access::kMulticast>
+                          : all_reduce_kernel<T, Y, Access::kVectors>,
                       comm_shape(launch, plan, AllReduceConfig::kThreads), launch.stream, args);
   };
   return {.launch = launch_sum,
           .workspace_bytes = nullptr,
-          .functions = {cuda_function(all_reduce_kernel<T, Y, false>),
-                        cuda_function(all_reduce_kernel<T, Y, true>)},
+          .functions = {cuda_function(all_reduce_kernel<T, Y, Access::kVectors>),
+                        cuda_function(all_reduce_kernel<T, Y, Access::kMulticast>),
+                        cuda_function(all_reduce_kernel<T, Y, Access::kElements>)},
           .plan = [=](const CudaLaunch& launch) { return plan_collective(op.collective, launch); }};
 }
 
@@ -146,16 +189,17 @@ CudaKernel sum_kernel(const SumOp& op) {
 
 CudaKernel cuda_sum(const OpInstance& op, const CudaPlan& plan, const BufferDesc& x,
                     const BufferDesc& y, int32_t which, bool scatter) {
-  require_vector_rows(op, x);
   const bool is_rounded = x.dtype == y.dtype;
   op.require(is_rounded || op.collective_form() != CollectiveForm::kNccl,
              "NCCL has no f32 sums of 16-bit rows");
   op.require(plan.peer_access || is_rounded,
              "NCCL, which these GPUs need, has no f32 sums of 16-bit rows");
-  SumOp sum{.collective = collective_op(op, plan, x, which, AllReduceConfig::kThreads * 16,
-                                        /*needs_counts=*/scatter),
-            .nccl = {.which = which, .buffer = y, .scatter = scatter},
-            .scatter = scatter};
+  const int64_t access_bytes = has_vector_rows(x) ? 16 : dtype_bytes(x.dtype);
+  SumOp sum{
+      .collective = collective_op(op, plan, x, which, AllReduceConfig::kThreads * access_bytes,
+                                  /*needs_counts=*/scatter),
+      .nccl = {.which = which, .buffer = y, .scatter = scatter},
+      .scatter = scatter};
   sum.collective.may_use_nccl = is_rounded;
   return with_float_type(x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;

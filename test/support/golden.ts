@@ -33,12 +33,6 @@ export const EXPERT_FAMILIES = [
   'deepseek-v3-mla',
 ] as const
 
-/** Why a family cannot run on CUDA with this many ranks in a group; undefined: it can. */
-export function missingOnCuda(family: string, tp: number): string | undefined {
-  if (family === 'olmoe' && tp > 1) return 'sums of two numbers a row are no whole 16 bytes'
-  return undefined
-}
-
 export function goldenFolder(family: string): string {
   return fileURLToPath(new URL(`../fixtures/golden/${family}`, import.meta.url))
 }

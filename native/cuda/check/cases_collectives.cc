@@ -267,6 +267,36 @@ void add_nccl(Cases& cases) {
   }
 }
 
+// Rows that are no whole 16-byte vectors: one element, a prime, two numbers as mean_squares writes
+// them; parts that begin in the middle of a vector.
+void add_narrow(Cases& cases) {
+  for (const char* kind : {"all_reduce", "reduce_scatter"})
+    for (const Placement& placement : kPlacements)
+      for (const DType dtype : kDTypes)
+        for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 2}, {5, 1}, {37, 7}})
+          cases.push_back(reduce_case(kind, placement, dtype, rows, cols));
+  for (const char* form : {"one_shot", "two_shot"})
+    cases.push_back(reduce_case("all_reduce", kPlacements[5], DType::kF32, 1301, 2, form));
+  // Beyond the limit of one shot.
+  cases.push_back(reduce_case("all_reduce", kPlacements[2], DType::kF32, 9001, 2));
+  for (const int part : {0, 1, 2}) {  // part 1 is empty
+    OpCase c = reduce_case("all_reduce", kPlacements[3], DType::kF32, 50, 2);
+    c.name += ", part " + std::to_string(part);
+    c.use_part(part, 3);
+    c.steps[0].part_bounds = {0, 41, 41, 50};
+    cases.push_back(std::move(c));
+  }
+  OpCase by_nccl =
+      reduce_case("all_reduce", kPlacements[4], DType::kF32, 7, 2, "nccl", Fill::kIntegers);
+  by_nccl.nccl = true;
+  cases.push_back(std::move(by_nccl));
+  OpCase refused = reduce_case("all_reduce", kPlacements[2], DType::kF32, 7, 2, "multicast");
+  refused.multicast = true;
+  refused.name += ", refused";
+  refused.expects_error = "a switch sums whole 16-byte vectors";
+  cases.push_back(std::move(refused));
+}
+
 // A matmul with its collective: whole numbers, so that both halves are exact.
 OpCase overlapped_case(const char* kind, const Placement& placement, DType dtype, DType sum,
                        int64_t rows, int groups, const std::string& more = "") {
@@ -379,6 +409,7 @@ void add_refusals(Cases& cases) {
 void add_collective_cases(Cases& cases) {
   add_nccl(cases);
   add_refusals(cases);
+  add_narrow(cases);
   for (const Placement& placement : kPlacements)
     for (const DType dtype : kDTypes) {
       cases.push_back(reduce_case("all_reduce", placement, dtype, 1, 8));
