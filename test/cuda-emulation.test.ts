@@ -5,11 +5,15 @@
  */
 
 import { spawnSync } from 'node:child_process'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { Engine as EngineClass } from '../lib/engine/engine.ts'
 import { RESULT_SECTION, ROW_FLAG, STEP_SECTION } from '../lib/engine/step.ts'
 import { checkLayout, compileModel, loadModel } from '../lib/models/index.ts'
 import type { NativeRuntime } from '../lib/native/binding.ts'
+import { formatTrace } from '../lib/parallel/balance/trace.ts'
 import type { BareModel } from './support/bare-model.ts'
 import { buildEmulation, canBuildEmulation, useEmulation } from './support/emulation.ts'
 import {
@@ -79,6 +83,7 @@ const FEW: readonly Case[] = [
   { family: 'qwen2-moe-shared', tp: 2, ep: 4, parts: 1, graphs: true, numDevices: 1 },
   { family: 'qwen3-moe', tp: 2, ep: 2, parts: 1, graphs: false, numDevices: 1 },
   { family: 'olmoe', tp: 1, ep: 2, parts: 2, graphs: true, numDevices: 1 },
+  { family: 'olmoe', tp: 2, ep: 2, parts: 2, graphs: true, numDevices: 2 },
   { family: 'glm4-moe', tp: 4, ep: 2, parts: 1, graphs: true, numDevices: 1 },
   { family: 'gpt-oss-sinks', tp: 2, ep: 4, parts: 2, graphs: false, numDevices: 2 },
   { family: 'deepseek-v2-mla', tp: 2, ep: 2, parts: 2, graphs: true, numDevices: 2 },
@@ -393,6 +398,87 @@ describe.skipIf(!usable)('emulated CUDA', () => {
     it('a device that is not there: ERR_NO_DEVICE', () => {
       expect(() => open(['cuda:7'], 1)).toThrow(expect.objectContaining({ code: 'ERR_NO_DEVICE' }))
     })
+  })
+
+  describe('experts on the move', () => {
+    const sizes = { maxNumBatchedTokens: 32, maxNumSeqs: 4, maxModelLen: 64, precision: 'f32' }
+    const prompts = [5, 9, 14].map((length, k) =>
+      Array.from({ length }, (_, i) => 3 + ((37 * i + 11 * k) % 400)),
+    )
+    const maxTokens = 4
+    type Options = NonNullable<Parameters<typeof EngineClass.load>[1]>
+
+    /** The tokens of all prompts, what was counted, and a trace of the first one, if counted. */
+    async function run(layout: Options) {
+      const engine = await Engine.load('models/tiny-moe', { ...sizes, ...layout } as Options)
+      try {
+        const outputs = await Promise.all(
+          prompts.map((tokens) =>
+            engine.complete({ tokens, maxTokens, temperature: 0, ignoreEos: true }),
+          ),
+        )
+        const { experts } = engine.stats()
+        let trace: ReturnType<typeof engine.stopExpertTrace> | undefined
+        if (layout.expertBalance === 'count') {
+          engine.startExpertTrace()
+          await engine.forward(prompts[2]!)
+          trace = engine.stopExpertTrace()
+        }
+        return { tokens: outputs.map(({ tokens }) => tokens), experts, trace }
+      } finally {
+        await engine.close()
+      }
+    }
+
+    let atRest: Awaited<ReturnType<typeof run>>
+    beforeAll(async () => {
+      atRest = await run({ device: 'cpu' })
+    }, TEST_TIMEOUT_MS)
+
+    it.each([
+      ['eplb, 2 ranks on two devices', 2, 1, ['cuda:0', 'cuda:1']],
+      ['eplb, 4 ranks on two devices', 4, 1, ['cuda:0', 'cuda:1']],
+      ['eplb, slices over two devices', 2, 4, ['cuda:0', 'cuda:1']],
+    ] as const)(
+      '%s: the tokens of the CPU',
+      async (_, expertParallel, tensorParallel, devices) => {
+        const moved = await run({
+          ...{ expertParallel, tensorParallel, devices },
+          ...{ expertSlots: 1, expertBalance: 'eplb' as const, expertBalancePeriod: 1 },
+        })
+        expect(moved.tokens).toEqual(atRest.tokens)
+        expect(moved.experts?.movedSlots).toBeGreaterThan(0)
+      },
+      TEST_TIMEOUT_MS,
+    )
+
+    it(
+      'placed by a trace: counts, choices and tokens of the CPU',
+      async () => {
+        const counting = {
+          ...{ expertParallel: 4, expertBalance: 'count' as const, expertBalancePeriod: 1 },
+          ...{ prefixCache: false, pipelineDepth: 1 },
+        }
+        const onCpu = await run({ ...counting, device: 'cpu' })
+        const onGpu = await run({ ...counting, devices: ['cuda:0', 'cuda:1'] })
+        expect(onGpu.tokens).toEqual(atRest.tokens)
+        expect(onGpu.trace).toEqual(onCpu.trace)
+        const computed = prompts.reduce((sum, { length }) => sum + length + maxTokens - 1, 0)
+        for (const loads of onGpu.experts!.experts)
+          expect(loads.reduce((sum, load) => sum + load, 0)).toBe(2 * computed)
+
+        const folder = mkdtempSync(path.join(os.tmpdir(), 'nanoweave-trace-'))
+        try {
+          const expertPlacement = path.join(folder, 'trace.json')
+          writeFileSync(expertPlacement, formatTrace(onGpu.trace!))
+          const placed = await run({ expertParallel: 4, devices: ['cuda:0'], expertPlacement })
+          expect(placed.tokens).toEqual(atRest.tokens)
+        } finally {
+          rmSync(folder, { recursive: true })
+        }
+      },
+      TEST_TIMEOUT_MS,
+    )
   })
 
   describe('engine', () => {

@@ -103,7 +103,7 @@ export async function assembleEngine(
   const backend = devices[0].backend
   // Tensor cores have no float32, and float16 weights become bf16: its range is that of float32.
   const precision = checked.precision === 'auto' && backend === 'cuda' ? 'bf16' : checked.precision
-  const expertPlacement = placementOf(model, checked.experts, expertParallel, backend)
+  const expertPlacement = placementOf(model, checked.experts, expertParallel)
   const layout = {
     ...{ tensorParallel, expertParallel, precision },
     ...(expertPlacement && { expertPlacement }),

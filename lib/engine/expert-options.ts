@@ -76,14 +76,8 @@ export function placementOf(
   model: Model,
   options: ExpertOptions | undefined,
   expertParallel: number,
-  backend: DeviceDescription['backend'],
 ): { extraSlots: number; positions?: readonly (readonly number[])[] } | undefined {
   if (options === undefined) return undefined
-  if (backend !== 'cpu')
-    throw new EngineError(
-      'ERR_UNSUPPORTED_OPTION',
-      'experts are counted and moved on the CPU only; leave out expertSlots, expertBalance and expertPlacement on CUDA',
-    )
   const { experts } = requireExperts(model)
   const { extraSlots, placement } = options
   requireSlots(experts, expertParallel, extraSlots)

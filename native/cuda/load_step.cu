@@ -1,5 +1,5 @@
-// The kernels before a step. They take sizes from the packed header, which is on the device
-// already; the host's copy of it shapes the grids.
+// The kernels around the ops of a step. Those in front of them take sizes from the packed header,
+// which is on the device already; the host's copy of it shapes the grids.
 #include <algorithm>
 #include <cfloat>
 
@@ -166,6 +166,21 @@ __global__ void __launch_bounds__(LoadStepConfig::kThreads)
       kv[pairs[2 * pair + 1] * units + i] = kv[pairs[2 * pair] * units + i];
 }
 
+struct TakeCountsArgs {
+  ExpertCount* counts;
+  int32_t* to;
+  int64_t count;
+};
+
+__global__ void __launch_bounds__(LoadStepConfig::kThreads)
+    take_expert_counts_kernel(const __grid_constant__ TakeCountsArgs args) {
+  for (int64_t i = grid_thread(); i < args.count; i += grid_threads()) {
+    const ExpertCount count = args.counts[i];
+    args.to[i] = count < INT32_MAX ? static_cast<int32_t>(count) : INT32_MAX;
+    args.counts[i] = 0;
+  }
+}
+
 LaunchShape shape_for(int64_t items, unsigned blocks_y = 1) {
   const int64_t blocks = (items + LoadStepConfig::kThreads - 1) / LoadStepConfig::kThreads;
   return {
@@ -204,9 +219,16 @@ void copy_blocks(CudaStream stream, const int32_t* packed, const PackedStep& hea
          CopyBlocksArgs{.packed = packed, .kv = kv, .block_bytes = block_bytes});
 }
 
+void take_expert_counts(CudaStream stream, const ExpertStates& experts, int64_t count,
+                        int32_t* to) {
+  launch(take_expert_counts_kernel, shape_for(count), stream,
+         TakeCountsArgs{.counts = experts.counts, .to = to, .count = count});
+}
+
 std::vector<CudaFunction> load_step_functions() {
   return {cuda_function(load_step_kernel), cuda_function(set_slots_kernel),
-          cuda_function(fill_slots_kernel), cuda_function(copy_blocks_kernel)};
+          cuda_function(fill_slots_kernel), cuda_function(copy_blocks_kernel),
+          cuda_function(take_expert_counts_kernel)};
 }
 
 }  // namespace nanoweave

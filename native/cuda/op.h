@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "cuda/comm.h"
+#include "cuda/expert_states.h"
 #include "cuda/slots.h"
 #include "cuda/step.h"
 #include "ops/op.h"
@@ -83,6 +84,7 @@ struct CudaRank {
   DeviceStep step{};
   SlotStates slots{};
   SampleResult result{};
+  ExpertStates experts{};
 
   int tp_first() const { return rank / tp * tp; }
   int tp_rank() const { return rank % tp; }

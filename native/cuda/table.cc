@@ -24,6 +24,7 @@ CudaKernel prepare_cuda_all_reduce(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_reduce_scatter(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_all_reduce_rms_norm(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_moe_route(const OpInstance& op, const CudaPlan& plan);
+CudaKernel prepare_cuda_moe_place(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_moe_dispatch(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_grouped_matmul(const OpInstance& op, const CudaPlan& plan);
 CudaKernel prepare_cuda_grouped_glu(const OpInstance& op, const CudaPlan& plan);
@@ -58,6 +59,7 @@ std::span<const CudaOpDef> cuda_op_table() {
       {"reduce_scatter", prepare_cuda_reduce_scatter},
       {"all_reduce_rms_norm", prepare_cuda_all_reduce_rms_norm},
       {"moe_route", prepare_cuda_moe_route},
+      {"moe_place", prepare_cuda_moe_place},
       {"moe_dispatch", prepare_cuda_moe_dispatch},
       {"grouped_matmul", prepare_cuda_grouped_matmul},
       {"grouped_glu", prepare_cuda_grouped_glu},

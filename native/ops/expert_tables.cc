@@ -6,18 +6,15 @@
 #include "core/error.h"
 
 namespace nanoweave {
-namespace {
 
 // FNV-1a over words, begun with the number of the table; lib/parallel/balance/slots.ts has the
 // same.
-uint32_t hash_table(int64_t table, std::span<const int32_t> words) {
+uint32_t hash_expert_table(int64_t table, std::span<const int32_t> words) {
   constexpr uint32_t kPrime = 16777619;
   uint32_t hash = (2166136261u ^ static_cast<uint32_t>(table)) * kPrime;
   for (const int32_t word : words) hash = (hash ^ static_cast<uint32_t>(word)) * kPrime;
   return hash;
 }
-
-}  // namespace
 
 ExpertTables::ExpertTables(const ExpertLimits& limits)
     : limits_(limits), tables_(static_cast<size_t>(limits.tables)) {
@@ -29,7 +26,7 @@ ExpertTables::ExpertTables(const ExpertLimits& limits)
       table.slots.insert(table.slots.end(), kExpertWays,
                          static_cast<int32_t>(expert / homes * slots + expert % homes));
     table.counts.assign(static_cast<size_t>(limits.count), 0);
-    table.hash = hash_table(static_cast<int64_t>(number), table.slots);
+    table.hash = hash_expert_table(static_cast<int64_t>(number), table.slots);
   }
 }
 
@@ -41,7 +38,7 @@ void ExpertTables::apply(const Step& step) {
     const auto slots = step.expert_tables.subspan(at + 1, static_cast<size_t>(words));
     Table& table = tables_[number];
     std::copy(slots.begin(), slots.end(), table.slots.begin());
-    table.hash = hash_table(number, table.slots);
+    table.hash = hash_expert_table(number, table.slots);
   }
   uint32_t hash = 0;
   for (const Table& table : tables_) hash ^= table.hash;

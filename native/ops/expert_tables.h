@@ -13,6 +13,9 @@
 
 namespace nanoweave {
 
+// Of the words of a table, [experts, kExpertWays]; a step names the xor over all tables.
+uint32_t hash_expert_table(int64_t table, std::span<const int32_t> words);
+
 class ExpertTables {
  public:
   // Experts are dealt evenly over the positions, as their weights are loaded.
@@ -21,6 +24,9 @@ class ExpertTables {
 
   // Applies a step's tables; ERR_STEP when they are then not what the step says they must be.
   void apply(const Step& step);
+
+  // [experts, kExpertWays] of a table.
+  std::span<const int32_t> slots(int64_t table) const { return tables_[table].slots; }
 
   // Slot of an expert for a row of a group; −1 for what is no expert.
   int32_t slot(int64_t table, int32_t expert, int64_t row) const {

@@ -104,38 +104,11 @@ BoundRank bind_rank(const LoadedProgram& loaded, const WeightStore& store, std::
   for (const BufferDesc& buffer : program.buffers)
     if (buffer.space == Space::kKv)
       bound.kv.push_back(&find_stored(buffer, store, program.limits.num_host_blocks));
-  bound.expert_weights.resize(static_cast<size_t>(program.limits.experts.tables));
-  for (const OpDesc& op : program.ops) {
-    if (op.kind != "moe_place" || op.part() > 0) continue;
-    auto& weights = bound.expert_weights[static_cast<size_t>(op.attrs.at("table").as_int())];
-    for (const View& view : std::span(op.inputs).subspan(1))
-      if (view.buffer >= 0)
-        weights.push_back(
-            &find_stored(program.buffers[view.buffer], store, program.limits.num_host_blocks));
-  }
+  bound.expert_weights =
+      find_expert_weights(program, [&](const BufferDesc& buffer) -> const StoredBuffer& {
+        return find_stored(buffer, store, program.limits.num_host_blocks);
+      });
   return bound;
-}
-
-// The weights of experts that come to this rank, from the rank at the same place of the source's
-// position. Sources stay as they are in this step, and its barriers keep the ranks within a step of
-// each other, so the source is there and is not overwritten meanwhile.
-void copy_experts(const LoadedProgram& loaded, const BoundRank& bound, const Step& step,
-                  const HostRank& rank) {
-  const ExpertLimits& limits = loaded.program.limits.experts;
-  const int64_t slots = limits.positions > 0 ? limits.slots / limits.positions : 0;
-  const int64_t slices = rank.world / limits.positions;
-  for (size_t at = 0; at + 2 < step.expert_copies.size(); at += 3) {
-    const int64_t from = step.expert_copies[at + 1], to = step.expert_copies[at + 2];
-    if (to / slots != rank.rank / slices) continue;
-    const int64_t source = from / slots * slices + rank.rank % slices;
-    for (const StoredBuffer* weight :
-         bound.expert_weights[static_cast<size_t>(step.expert_copies[at])]) {
-      const int64_t bytes = weight->bytes / slots;
-      std::memcpy(weight->data[rank.rank] + to % slots * bytes,
-                  weight->data[static_cast<size_t>(source)] + from % slots * bytes,
-                  static_cast<size_t>(bytes));
-    }
-  }
 }
 
 void return_expert_counts(const Step& step, const HostRank& rank) {
@@ -202,7 +175,10 @@ void run_program(const LoadedProgram& loaded, const Step& step, HostRank& rank,
   swap_blocks(bound, group, rank.rank);
   copy_blocks(bound, group, rank.rank);
   rank.slots->apply(group);
-  copy_experts(loaded, bound, step, rank);
+  for_each_expert_copy(loaded.program, bound.expert_weights, step, rank.rank,
+                       [](std::byte* to, const std::byte* from, int64_t bytes) {
+                         std::memcpy(to, from, static_cast<size_t>(bytes));
+                       });
   rank.experts->apply(step);
   if (group.returns_expert_choices && rank.result != nullptr) {
     const ExpertLimits& limits = loaded.program.limits.experts;

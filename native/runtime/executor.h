@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ops/op.h"
+#include "runtime/expert_copies.h"
 #include "runtime/weight_store.h"
 
 namespace nanoweave {
@@ -38,8 +39,8 @@ struct BoundOp {
 struct BoundRank {
   std::vector<BoundOp> ops;
   std::vector<BoundOperand> operands;
-  std::vector<const StoredBuffer*> kv;                           // KV buffers of the program
-  std::vector<std::vector<const StoredBuffer*>> expert_weights;  // by expert table
+  std::vector<const StoredBuffer*> kv;  // KV buffers of the program
+  ExpertWeights expert_weights;
 };
 
 struct LoadedProgram {

@@ -181,7 +181,7 @@ void add_grouped_glus(Cases& cases) {
       }
 }
 
-// ---- Dispatch and combine -----------------------------------------------------------------------
+// ---- Layouts and routings -----------------------------------------------------------------------
 
 struct Layout {
   const char* name;
@@ -234,6 +234,57 @@ auto fill_ids(Routes routes, int64_t experts, int64_t k, int64_t per_position) {
     }
   };
 }
+
+// ---- Placement ----------------------------------------------------------------------------------
+
+OpCase place_case(const Layout& layout, std::vector<int64_t> tokens, int64_t experts, int64_t k,
+                  Routes routes) {
+  const int64_t per_position = (experts + layout.ep - 1) / layout.ep + 1;  // one to spare
+  OpCase c(std::string(layout.name) + ", " + std::to_string(k) + " of " + std::to_string(experts) +
+               ", " + kRouteNames[static_cast<int>(routes)],
+           "moe_place", layout.tp, layout.world);
+  c.program.limits.experts = {.tables = 3,
+                              .count = experts,
+                              .slots = layout.ep * per_position,
+                              .positions = layout.ep,
+                              .choices = k};
+  for (int64_t group = 0; group < layout.world / layout.tp; ++group)
+    c.steps[group].add_tokens(tokens[group % tokens.size()], 64);
+  c.devices = layout.devices;
+  c.late_us = layout.late_us;
+  c.in(c.arena("ids", DType::kI32, Symbol::kTokens, k));
+  c.buffers.back().same_in_group = true;
+  c.buffers.back().values = fill_ids(routes, experts, k, per_position);
+  c.in(c.matrix_weight("gate_up", DType::kF32, per_position * 32, 16));
+  c.in(c.matrix_weight("down", DType::kF32, per_position * 16, 16));
+  c.absent();
+  c.absent();
+  c.out(c.arena("slots", DType::kI32, Symbol::kTokens, k, Fill::kPoison));
+  c.attrs(R"({"table": 1})");
+  c.repeats = 2;  // counts add up
+  c.tolerance = Tolerance::kExact;
+  return c;
+}
+
+void add_placements(Cases& cases) {
+  for (const Layout& layout : kLayouts)
+    for (const Routes routes : {Routes::kDistinct, Routes::kAnything, Routes::kNone})
+      cases.push_back(place_case(layout, {7, 0, 3, 13}, 5, 4, routes));
+  // More choices than a block has threads, more experts too, and all of them for one.
+  cases.push_back(place_case(kLayouts[1], {301, 77}, 37, 8, Routes::kAnything));
+  cases.push_back(place_case(kLayouts[4], {1, 67}, 601, 32, Routes::kDistinct));
+  cases.push_back(place_case(kLayouts[2], {523}, 64, 1, Routes::kOneExpert));
+  for (const int part : {0, 1, 2}) {  // part 1 is empty in every group
+    OpCase c = place_case(kLayouts[1], {9, 6}, 8, 2, Routes::kDistinct);
+    c.name += ", part " + std::to_string(part);
+    c.use_part(part, 3);
+    c.steps[0].part_bounds = {0, 4, 4, 9};
+    c.steps[1].part_bounds = {0, 0, 0, 6};
+    cases.push_back(std::move(c));
+  }
+}
+
+// ---- Dispatch and combine -----------------------------------------------------------------------
 
 struct MoeShape {
   Layout layout;
@@ -417,6 +468,7 @@ void add_expert_cases(Cases& cases) {
   add_routes(cases);
   add_grouped_matmuls(cases);
   add_grouped_glus(cases);
+  add_placements(cases);
   add_layouts(cases);
   add_large(cases);
   add_protocol(cases);

@@ -43,6 +43,8 @@ class CaseRun {
 
  private:
   void make_steps();
+  std::vector<int32_t> random_expert_tables() const;
+  ExpertStates make_experts(int rank);
   void lay_out_arena();
   Memory make_memory(uint64_t seed) const;
   void fill(std::byte* to, const CaseBuffer& buffer, int rank, std::mt19937_64& random) const;
@@ -58,6 +60,7 @@ class CaseRun {
   void run_machine();
   void compare(CaseResult& result) const;
   void compare_samples(CaseResult& result) const;
+  void compare_experts(CaseResult& result);
   bool check_fault(CaseResult& result) const;
   bool check_calls(CaseResult& result) const;
   CudaBucket bucket() const;
@@ -70,11 +73,13 @@ class CaseRun {
   int64_t heap_bytes_ = 0;
   Memory host_, cuda_;
   std::vector<std::unique_ptr<SlotTable>> host_slots_;
+  std::vector<ExpertTables> host_experts_;
   StepResult host_result_;
   std::string host_error_;
 
   // Device state that compare() looks at.
   std::vector<GuardedMemory> slot_params_, slot_counts_, slot_bias_, slot_allowed_, step_memory_;
+  std::vector<GuardedMemory> expert_tables_, expert_counts_, expert_choices_, taken_counts_;
   std::vector<std::vector<GuardedMemory>> results_;  // [rank]: sampled, logprobs, tokens, logprobs
   std::vector<GuardedMemory> workspaces_;
   EmulatedSideStreams side_streams_;
@@ -86,9 +91,10 @@ class CaseRun {
   uint32_t abort_ = 0;
 };
 
-std::vector<int32_t> encode(const std::vector<CaseStep>& steps) {
+std::vector<int32_t> encode(const std::vector<CaseStep>& steps, int32_t flags,
+                            const std::vector<int32_t>& expert_tables) {
   std::vector<int32_t> table, body;
-  std::vector<int32_t> words = {kStepVersion, 1, 0, 0, 0};
+  std::vector<int32_t> words = {kStepVersion, 1, flags, 0, 0};
   struct Entry {
     StepSection kind;
     int group;
@@ -114,6 +120,7 @@ std::vector<int32_t> encode(const std::vector<CaseStep>& steps) {
     for (const auto& [kind, section] : sections)
       if (!section->empty()) entries.push_back({kind, static_cast<int>(group), section});
   }
+  if (!expert_tables.empty()) entries.push_back({StepSection::kExpertTables, 0, &expert_tables});
   words[4] = static_cast<int32_t>(entries.size());
   auto offset = static_cast<int32_t>(kStepHeaderWords + entries.size() * kStepSectionWords);
   for (const Entry& entry : entries) {
@@ -156,7 +163,28 @@ void CaseRun::make_steps() {
       if (dim.symbol == Symbol::kRows) dim.size = limits.max_rows;
     }
   }
-  step_ = parse_step(program_, encode(steps));
+  const bool has_experts = limits.experts.tables > 0;
+  step_ =
+      parse_step(program_, encode(steps, has_experts ? kStepExpertChoices : 0,
+                                  has_experts ? random_expert_tables() : std::vector<int32_t>()));
+}
+
+// A step's section: every table anew.
+std::vector<int32_t> CaseRun::random_expert_tables() const {
+  const ExpertLimits& limits = program_.limits.experts;
+  std::mt19937_64 random(seed_);
+  std::vector<int32_t> section = {0};
+  uint32_t hash = 0;
+  for (int32_t table = 0; table < limits.tables; ++table) {
+    std::vector<int32_t> slots(static_cast<size_t>(limits.count * kExpertWays));
+    for (int32_t& slot : slots)
+      slot = static_cast<int32_t>(random() % static_cast<uint64_t>(limits.slots));
+    hash ^= hash_expert_table(table, slots);
+    section.push_back(table);
+    section.insert(section.end(), slots.begin(), slots.end());
+  }
+  section[0] = static_cast<int32_t>(hash);
+  return section;
 }
 
 void CaseRun::lay_out_arena() {
@@ -272,6 +300,7 @@ void CaseRun::run_host_rank(int rank_index, HostComm& comm) {
                 .comm = &comm,
                 .scratch = &scratch,
                 .slots = host_slots_[rank_index].get(),
+                .experts = &host_experts_[rank_index],
                 .result = rank_index % program_.tp == 0 ? &host_result_ : nullptr};
   const GroupStep& step = step_->groups[rank.group()];
   rank.slots->apply(step);
@@ -304,8 +333,15 @@ void CaseRun::run_host() {
   HostComm comm(heaps, heap_bytes_, std::chrono::milliseconds(60'000), true);
   host_result_.groups.resize(step_->groups.size());
   std::vector<std::thread> threads;
-  for (int rank = 0; rank < program_.world; ++rank)
+  const ExpertLimits& experts = program_.limits.experts;
+  for (int rank = 0; rank < program_.world; ++rank) {
     host_slots_.push_back(std::make_unique<SlotTable>(program_.limits.num_slots));
+    host_experts_.emplace_back(experts).apply(*step_);
+  }
+  for (size_t group = 0; group < step_->groups.size(); ++group)
+    host_result_.groups[group].expert_choices.assign(
+        static_cast<size_t>(experts.tables * step_->groups[group].num_tokens() * experts.choices),
+        -1);
   std::vector<std::string> errors(program_.world);
   for (int rank = 0; rank < program_.world; ++rank)
     threads.emplace_back([&, rank] {
@@ -345,6 +381,31 @@ GuardedMemory zeroed(int64_t count) {
                        static_cast<int64_t>(alignof(T)));
   std::memset(memory.data(), 0, static_cast<size_t>(memory.bytes()));
   return memory;
+}
+
+ExpertStates CaseRun::make_experts(int rank) {
+  const ExpertLimits& limits = program_.limits.experts;
+  if (limits.tables == 0) return {};
+  ExpertTables tables(limits);
+  tables.apply(*step_);
+  const int64_t counts = limits.tables * limits.count;
+  expert_tables_.emplace_back(counts * kExpertWays * 4, 4);
+  auto* to = expert_tables_.back().as<int32_t>();
+  for (int64_t table = 0; table < limits.tables; ++table)
+    to = std::ranges::copy(tables.slots(table), to).out;
+  ExpertStates states{.tables = expert_tables_.back().as<int32_t>(),
+                      .counts = nullptr,
+                      .chosen = nullptr,
+                      .max_tokens = program_.limits.max_tokens};
+  if (rank % program_.tp != 0) return states;
+  expert_counts_.push_back(zeroed<ExpertCount>(counts));
+  expert_choices_.emplace_back(limits.tables * states.max_tokens * limits.choices * 4, 4);
+  std::memset(expert_choices_.back().data(), 0xff,
+              static_cast<size_t>(expert_choices_.back().bytes()));
+  taken_counts_.emplace_back(counts * 4, 4);
+  states.counts = expert_counts_.back().as<ExpertCount>();
+  states.chosen = expert_choices_.back().as<int32_t>();
+  return states;
 }
 
 void CaseRun::run_cuda() {
@@ -421,7 +482,8 @@ void CaseRun::run_cuda() {
                       .bias = slot_bias_.back().as<float>(),
                       .allowed = slot_allowed_.back().as<uint32_t>(),
                       .vocab_size = static_cast<int32_t>(limits.vocab_size)},
-            .result = {}};
+            .result = {},
+            .experts = make_experts(rank)};
     if (rank % program_.tp == 0)
       made.result = {.sampled = results_.back()[0].as<int32_t>(),
                      .logprobs = results_.back()[1].as<float>(),
@@ -495,6 +557,10 @@ void CaseRun::run_cuda() {
                        .nccl_missing = nccl_ ? "" : "the case has none",
                        .nccl = nccl_.get()});
     }
+    for (const CudaRank& rank : ranks[device])
+      if (rank.experts.counts != nullptr)
+        take_expert_counts(stream, rank.experts, limits.experts.tables * limits.experts.count,
+                           taken_counts_[rank.rank / rank.tp].as<int32_t>());
   }
   run_machine();
   for (const emulation::Multicast& range : multicasts) {
@@ -681,6 +747,28 @@ void CaseRun::compare_samples(CaseResult& result) const {
   }
 }
 
+// Counts and choices of every group; counts begin anew when they are taken.
+void CaseRun::compare_experts(CaseResult& result) {
+  const ExpertLimits& limits = program_.limits.experts;
+  for (size_t group = 0; group < step_->groups.size(); ++group) {
+    const std::string name = "group " + std::to_string(group);
+    const std::vector<int32_t> want = host_experts_[group * program_.tp].take_counts();
+    if (!std::ranges::equal(want, std::span(taken_counts_[group].as<int32_t>(), want.size())))
+      result.message = name + " counts other choices than the host";
+    const auto* left = expert_counts_[group].as<ExpertCount>();
+    if (std::any_of(left, left + want.size(), [](ExpertCount count) { return count != 0; }))
+      result.message = name + " keeps counts that were taken";
+    const int64_t words = step_->groups[group].num_tokens() * limits.choices;
+    const int32_t* chosen = host_result_.groups[group].expert_choices.data();
+    for (int64_t table = 0; table < limits.tables; ++table) {
+      const int32_t* found = expert_choices_[group].as<int32_t>() +
+                             table * program_.limits.max_tokens * limits.choices;
+      if (!std::equal(found, found + words, chosen + table * words))
+        result.message = name + " keeps other choices than the host";
+    }
+  }
+}
+
 bool CaseRun::check_calls(CaseResult& result) const {
   if (case_.nccl && nccl_error_.empty() == case_.expects_fault)
     result.message = case_.expects_fault ? "no communicator failed" : "NCCL: " + nccl_error_;
@@ -725,6 +813,7 @@ CaseResult CaseRun::run() {
     compare(result);
     for (const OpDesc& op : program_.ops)
       if (op.kind == "sample") compare_samples(result);
+    if (program_.limits.experts.tables > 0) compare_experts(result);
   }
   result.ok = result.message.empty();
   return result;

@@ -91,7 +91,8 @@ void CudaBackend::open() {
     std::vector<int> ranks;
     for (int rank = 0; rank < static_cast<int>(device_of_.size()); ++rank)
       if (device_of_[rank] == info.device.ordinal) ranks.push_back(rank);
-    parts->states.push_back(std::make_unique<DeviceState>(info.device, std::move(ranks)));
+    parts->states.push_back(
+        std::make_unique<DeviceState>(info.device, std::move(ranks), config_.tp));
     parts->workers.push_back(std::make_unique<DeviceWorker>(
         *parts->states.back(), *parts->comm, root_cause_, timeout,
         [this](const DeviceFault& fault) { return explain_fault(fault); }));
@@ -160,6 +161,7 @@ int CudaBackend::load_program(Program program) {
     fail(ErrorCode::kProgram, "the program needs an arena of %lld bytes, the heap has %lld",
          static_cast<long long>(program.arena_bytes), static_cast<long long>(config_.heap_bytes));
   open();
+  require_same_tables(program.limits.experts);
   const auto id = static_cast<int>(parts_->programs.size());
   LoadedProgram loaded = bind(std::make_shared<const PreparedProgram>(
       prepare_program(std::move(program), id, plan_for_devices(), config_.graphs)));
@@ -167,6 +169,13 @@ int CudaBackend::load_program(Program program) {
   capture(loaded);
   parts_->programs.push_back(std::move(loaded));
   return id;
+}
+
+// Tables outlive programs, as sampling slots do.
+void CudaBackend::require_same_tables(const ExpertLimits& limits) const {
+  const ExpertLimits& there = parts_->states[0]->expert_tables().limits();
+  if (limits.tables > 0 && there.tables > 0 && limits != there)
+    fail(ErrorCode::kProgram, "the programs of one runtime must have the same expert tables");
 }
 
 // Looks for cuBLASLt, and gives the devices a handle of it.

@@ -43,6 +43,7 @@ class CudaBackend : public Backend {
   void open();
   void connect_peers();
   LoadedProgram bind(std::shared_ptr<const PreparedProgram> prepared) const;
+  void require_same_tables(const ExpertLimits& limits) const;
   CudaPlan plan_for_devices();
   void plan_collectives(const LoadedProgram& loaded);
   bool plan_all(const LoadedProgram& loaded, std::string_view nccl_missing) const;

@@ -51,6 +51,9 @@ void DeviceProgram::bind_ranks(const FindStored& find_stored, const CudaComm& co
   const Program& program = prepared_->program;
   const int device = state_.device().ordinal;
   operands_.resize(program.ops.size());
+  expert_weights_ = find_expert_weights(program, [&](const BufferDesc& buffer) -> const auto& {
+    return require_stored(buffer, find_stored(buffer.name), program.limits.num_host_blocks);
+  });
   for (size_t local = 0; local < state_.ranks().size(); ++local) {
     const int rank = state_.ranks()[local];
     const auto stored = [&](const BufferDesc& buffer) -> const StoredBuffer& {
@@ -111,6 +114,7 @@ bool DeviceProgram::reserve() {
       most = std::max(most, kernel.workspace_bytes(state_.device(), bucket));
   }
   bool moved = state_.grow_slots(program.limits.num_slots, program.limits.vocab_size);
+  moved |= state_.grow_experts(program.limits);
   for (int lane = 0; lane < kLanes; ++lane) moved |= state_.grow_workspace(lane, bytes[lane]);
   return moved;
 }
@@ -172,7 +176,10 @@ int DeviceProgram::sm_budget(int lane) const {
 void DeviceProgram::capture() {
   use_device(state_.device().ordinal);
   graphs_.clear();
-  for (size_t local = 0; local < ranks_.size(); ++local) ranks_[local].slots = state_.slots(local);
+  for (size_t local = 0; local < ranks_.size(); ++local) {
+    ranks_[local].slots = state_.slots(local);
+    ranks_[local].experts = state_.experts(local);
+  }
   for (size_t i = 0; i < prepared_->buckets.size(); ++i) {
     std::optional<DeviceGraph>& graph = graphs_.emplace_back();
     if (!nccl_buckets_[i])

@@ -13,6 +13,7 @@
 #include "runtime/cuda/comm.h"
 #include "runtime/cuda/device_state.h"
 #include "runtime/cuda/prepared_program.h"
+#include "runtime/expert_copies.h"
 #include "runtime/stored_buffer.h"
 
 namespace nanoweave {
@@ -44,6 +45,8 @@ class DeviceProgram {
     int64_t block_bytes;
   };
   const std::vector<KvBuffer>& kv(size_t local_rank) const { return kv_[local_rank]; }
+
+  const ExpertWeights& expert_weights() const { return expert_weights_; }
 
   // Row 0 of the logits a local rank samples from.
   const std::byte* logits(size_t local_rank) const;
@@ -86,7 +89,8 @@ class DeviceProgram {
   std::vector<CudaRank> ranks_;                      // local
   std::vector<std::vector<CudaOperands>> operands_;  // [op][local rank]
   std::vector<std::vector<KvBuffer>> kv_;            // [local rank]
-  std::vector<DeviceEvent> events_;                  // of the lane plan
+  ExpertWeights expert_weights_;
+  std::vector<DeviceEvent> events_;  // of the lane plan
   DeviceEvent fork_;
   std::array<DeviceEvent, kLanes> joins_;
   DeviceEvent follow_, lead_;  // of overlapped matmuls, recorded anew for each group

@@ -13,8 +13,12 @@ int64_t mask_bytes(int64_t vocab_size) {
 
 }  // namespace
 
-DeviceState::DeviceState(const CudaDevice& device, std::vector<int> ranks)
-    : device_(device), ranks_(std::move(ranks)), slots_(ranks_.size()) {
+DeviceState::DeviceState(const CudaDevice& device, std::vector<int> ranks, int tp)
+    : device_(device),
+      ranks_(std::move(ranks)),
+      tp_(tp),
+      slots_(ranks_.size()),
+      experts_(ranks_.size()) {
   use_device(device.ordinal);
   // A collective that starts late keeps all other devices waiting.
   for (int lane = 0; lane < kLanes; ++lane)
@@ -57,6 +61,50 @@ bool DeviceState::grow_slots(int64_t num_slots, int64_t vocab_size) {
   slots_ = std::move(grown);
   num_slots_ = num_slots;
   return true;
+}
+
+// Choices are those of one step, so that nothing is lost when the room for them grows.
+bool DeviceState::grow_experts(const Limits& limits) {
+  const ExpertLimits& experts = limits.experts;
+  if (experts.tables == 0 || limits.max_tokens <= experts_[0].states.max_tokens) return false;
+  use_device(device_.ordinal);
+  const CudaStream stream = main().get();
+  if (expert_table_memory_.data() == nullptr) make_expert_tables(experts);
+  std::vector<ExpertMemory> grown(ranks_.size());  // all or none
+  for (size_t local = 0; local < ranks_.size(); ++local) {
+    ExpertStates& states = grown[local].states;
+    states.tables = device_expert_tables();
+    states.max_tokens = limits.max_tokens;
+    if (ranks_[local] % tp_ != 0) continue;
+    const int64_t words = experts.tables * limits.max_tokens * experts.choices;
+    grown[local].chosen =
+        DeviceMemory(device_.ordinal, words * int64_t{sizeof(int32_t)}, "choices of experts");
+    fill_async(grown[local].chosen.data(), 0xff, grown[local].chosen.bytes(), stream);
+    states.chosen = grown[local].chosen.as<int32_t>();
+    const int64_t counts = experts.tables * experts.count;
+    grown[local].counts =
+        DeviceMemory(device_.ordinal, counts * int64_t{sizeof(ExpertCount)}, "counts of choices");
+    const DeviceMemory& old = experts_[local].counts;
+    if (old.data() == nullptr)
+      fill_async(grown[local].counts.data(), 0, grown[local].counts.bytes(), stream);
+    else
+      copy_async(grown[local].counts.data(), old.data(), old.bytes(), stream);
+    states.counts = grown[local].counts.as<ExpertCount>();
+  }
+  main().synchronize();
+  experts_ = std::move(grown);
+  return true;
+}
+
+void DeviceState::make_expert_tables(const ExpertLimits& limits) {
+  ExpertTables tables(limits);
+  const int64_t bytes = limits.count * kExpertWays * int64_t{sizeof(int32_t)};
+  DeviceMemory memory(device_.ordinal, limits.tables * bytes, "expert tables");
+  for (int64_t table = 0; table < limits.tables; ++table)
+    copy_async(memory.data() + table * bytes, tables.slots(table).data(), bytes, main().get());
+  main().synchronize();
+  expert_tables_ = std::move(tables);
+  expert_table_memory_ = std::move(memory);
 }
 
 DeviceState::SlotMemory DeviceState::make_slots(int64_t num_slots, int64_t vocab_size) {

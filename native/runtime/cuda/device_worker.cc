@@ -82,8 +82,7 @@ void DeviceWorker::pause() {
 bool DeviceWorker::can_start(const Queued& next) const {
   if (running_.empty()) return true;
   if (running_.size() == kStepsOnDevice) return false;
-  // Its logits are read from the arena, which the next step overwrites.
-  if (running_.back().wants_logits) return false;
+  if (running_.back().holds_device) return false;
   // A failed runtime fails its steps in order.
   if (root_cause_.get() != nullptr) return false;
   return stages_[next_stage_].fits(*next.program, next.run->step());
@@ -116,7 +115,7 @@ void DeviceWorker::launch(Queued next) {
   const Step& step = next.run->step();
   const Clock::duration most = most_time(*next.program);
   Running running{
-      {std::move(next.program), std::move(next.run)}, index, wants_logits(step), false, most, {}};
+      {std::move(next.program), std::move(next.run)}, index, holds_device(step), false, most, {}};
   try {
     use_device(state_.device().ordinal);
     stage.start(*running.program, step);

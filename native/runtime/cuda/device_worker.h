@@ -47,7 +47,7 @@ class DeviceWorker {
   };
   struct Running : Queued {
     size_t stage;
-    bool wants_logits;
+    bool holds_device;  // until its results were fetched
     bool failed;
     Clock::duration most;  // time on the device
     Clock::time_point deadline;

@@ -56,7 +56,8 @@ void swap_blocks(const DeviceProgram::KvBuffer& kv, const GroupStep& step, CudaS
 
 }  // namespace
 
-bool wants_logits(const Step& step) {
+bool holds_device(const Step& step) {
+  if ((step.flags & kStepExpertChoices) != 0) return true;
   for (const GroupStep& group : step.groups)
     for (const StepRow& row : group.rows)
       if ((row.flags & kRowLogits) != 0) return true;
@@ -85,6 +86,11 @@ void StepStage::reserve(const DeviceProgram& program) {
   const auto ranks = static_cast<int64_t>(program.ranks().size());
   const int64_t results = limits.max_rows * kResultWords * kWordBytes * ranks;
   if (results > results_.bytes()) results_ = PinnedMemory(results, "the results of steps");
+  const int64_t counts = limits.experts.tables * limits.experts.count * kWordBytes;
+  if (counts * kExpertWays > expert_tables_.bytes())
+    expert_tables_ = PinnedMemory(counts * kExpertWays, "expert tables");
+  if (counts * ranks > expert_counts_.bytes())
+    expert_counts_ = PinnedMemory(counts * ranks, "counts of choices");
 }
 
 bool StepStage::fits(const DeviceProgram& program, const Step& step) const {
@@ -106,8 +112,10 @@ void StepStage::start(DeviceProgram& program, const Step& step) {
   main.wait(uploaded_);
   started_.record(main.get());
   load(program, step);
+  move_experts(program, step);
   program.enqueue(bucket_of(step, program.prepared().plan.step), counts_);
   bring_results(program, step);
+  bring_expert_counts(program, step);
   finished_.record(main.get());
 }
 
@@ -200,10 +208,11 @@ void StepStage::collect(const DeviceProgram& program, const Step& step, StepResu
   const int64_t max_rows = program.prepared().program.limits.max_rows;
   for (size_t local = 0; local < program.ranks().size(); ++local) {
     const CudaRank& rank = program.ranks()[local];
-    if (rank.result.sampled == nullptr) continue;
     const int index = rank.rank / rank.tp;
     const GroupStep& group = step.groups[index];
     StepResult::Group& to = result.groups[index];
+    collect_experts(program, local, step, to);
+    if (rank.result.sampled == nullptr) continue;
     const auto* words =
         results_.as<int32_t>() + static_cast<int64_t>(local) * max_rows * kResultWords;
     const size_t rows = group.rows.size();
@@ -257,6 +266,72 @@ void StepStage::collect_logits(const DeviceProgram& program, size_t local_rank,
     }
     begin = end;
   }
+}
+
+// ---- Experts ------------------------------------------------------------------------------------
+
+// The weights of experts first, then the tables that name them, before any op of the step.
+void StepStage::move_experts(const DeviceProgram& program, const Step& step) {
+  const CudaStream stream = state_.main().get();
+  for (const CudaRank& rank : program.ranks())
+    for_each_expert_copy(program.prepared().program, program.expert_weights(), step, rank.rank,
+                         [&](std::byte* to, const std::byte* from, int64_t bytes) {
+                           copy_async(to, from, bytes, stream);
+                         });
+  if (step.expert_tables.empty()) return;
+  ExpertTables& tables = state_.expert_tables();
+  tables.apply(step);
+  const int64_t words = tables.limits().count * kExpertWays;
+  for (size_t at = 1; at < step.expert_tables.size(); at += static_cast<size_t>(words) + 1) {
+    const int64_t table = step.expert_tables[at];
+    int32_t* const staged = expert_tables_.as<int32_t>() + table * words;
+    std::ranges::copy(tables.slots(table), staged);
+    copy_async(state_.device_expert_tables() + table * words, staged, words * kWordBytes, stream);
+  }
+}
+
+void StepStage::bring_expert_counts(const DeviceProgram& program, const Step& step) {
+  if ((step.flags & kStepExpertCounts) == 0) return;
+  const ExpertLimits& limits = program.prepared().program.limits.experts;
+  const int64_t count = limits.tables * limits.count;
+  for (size_t local = 0; local < program.ranks().size(); ++local)
+    if (const ExpertStates& experts = program.ranks()[local].experts; experts.counts != nullptr)
+      take_expert_counts(state_.main().get(), experts, count,
+                         expert_counts_.as<int32_t>() + static_cast<int64_t>(local) * count);
+}
+
+void StepStage::collect_experts(const DeviceProgram& program, size_t local_rank, const Step& step,
+                                StepResult::Group& group) {
+  const CudaRank& rank = program.ranks()[local_rank];
+  if (rank.experts.counts == nullptr) return;
+  if ((step.flags & kStepExpertCounts) != 0) {
+    const ExpertLimits& limits = program.prepared().program.limits.experts;
+    const int64_t count = limits.tables * limits.count;
+    const int32_t* words = expert_counts_.as<int32_t>() + static_cast<int64_t>(local_rank) * count;
+    group.expert_counts.assign(words, words + count);
+  }
+  const GroupStep& own = step.groups[rank.rank / rank.tp];
+  if (own.returns_expert_choices) collect_choices(program, local_rank, own, group);
+}
+
+// Table by table, as many choices at once as the page-locked buffer takes.
+void StepStage::collect_choices(const DeviceProgram& program, size_t local_rank,
+                                const GroupStep& step, StepResult::Group& group) {
+  constexpr int64_t kMost = kBounceBytes / kWordBytes;
+  const ExpertLimits& limits = program.prepared().program.limits.experts;
+  const ExpertStates& experts = program.ranks()[local_rank].experts;
+  const int64_t words = step.num_tokens() * limits.choices;
+  group.expert_choices.reserve(static_cast<size_t>(limits.tables * words));
+  for (int64_t table = 0; table < limits.tables; ++table)
+    for (int64_t begin = 0; begin < words; begin += kMost) {
+      const int64_t count = std::min(words - begin, kMost);
+      copy_async(bounce_.data(),
+                 experts.chosen + table * experts.max_tokens * limits.choices + begin,
+                 count * kWordBytes, state_.upload().get());
+      state_.upload().synchronize(kPieceTime);
+      const int32_t* chosen = bounce_.as<int32_t>();
+      group.expert_choices.insert(group.expert_choices.end(), chosen, chosen + count);
+    }
 }
 
 }  // namespace nanoweave

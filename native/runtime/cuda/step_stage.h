@@ -41,7 +41,13 @@ class StepStage {
   void send_piece(const DeviceProgram& program, int group, const GroupStep& piece);
   void pack(const DeviceProgram& program, std::span<const GroupStep> groups);
   void load(const DeviceProgram& program, const Step& step);
+  void move_experts(const DeviceProgram& program, const Step& step);
   void bring_results(const DeviceProgram& program, const Step& step);
+  void bring_expert_counts(const DeviceProgram& program, const Step& step);
+  void collect_experts(const DeviceProgram& program, size_t local_rank, const Step& step,
+                       StepResult::Group& group);
+  void collect_choices(const DeviceProgram& program, size_t local_rank, const GroupStep& step,
+                       StepResult::Group& group);
   static void collect_top(const DeviceProgram& program, const GroupStep& step, const int32_t* words,
                           StepResult::Group& group);
   void collect_logits(const DeviceProgram& program, size_t local_rank, const GroupStep& step,
@@ -53,14 +59,16 @@ class StepStage {
   PinnedMemory host_words_;
   DeviceMemory device_words_;
   PinnedMemory results_;            // per reporting local rank, max_rows as its program has
-  PinnedMemory bounce_;             // rows of logits on their way
+  PinnedMemory bounce_;             // rows of logits and choices on their way
+  PinnedMemory expert_tables_;      // [tables, experts, kExpertWays], those of the step
+  PinnedMemory expert_counts_;      // [local rank, tables, experts]
   std::vector<Packed> packed_;      // groups of this device
   std::vector<StepCounts> counts_;  // by local rank
   DeviceEvent uploaded_, started_, finished_;
 };
 
-// Whether results beside sampled tokens and log-probabilities must be fetched from the arena, which
-// the next step overwrites.
-bool wants_logits(const Step& step);
+// Whether results must be fetched from memory that the next step overwrites: rows of logits, chosen
+// experts.
+bool holds_device(const Step& step);
 
 }  // namespace nanoweave
