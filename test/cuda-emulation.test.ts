@@ -402,10 +402,10 @@ describe.skipIf(!usable)('emulated CUDA', () => {
 
   describe('experts on the move', () => {
     const sizes = { maxNumBatchedTokens: 32, maxNumSeqs: 4, maxModelLen: 64, precision: 'f32' }
-    const prompts = [5, 9, 14].map((length, k) =>
+    const prompts = [5, 9, 14, 3].map((length, k) =>
       Array.from({ length }, (_, i) => 3 + ((37 * i + 11 * k) % 400)),
     )
-    const maxTokens = 4
+    const maxTokens = 6
     type Options = NonNullable<Parameters<typeof EngineClass.load>[1]>
 
     /** The tokens of all prompts, what was counted, and a trace of the first one, if counted. */
