@@ -457,7 +457,7 @@ describe.skipIf(!usable)('emulated CUDA', () => {
       async () => {
         const counting = {
           ...{ expertParallel: 4, expertBalance: 'count' as const, expertBalancePeriod: 1 },
-          ...{ prefixCache: false, pipelineDepth: 1 },
+          ...{ prefixCache: false, pipelineDepth: 1 as const },
         }
         const onCpu = await run({ ...counting, device: 'cpu' })
         const onGpu = await run({ ...counting, devices: ['cuda:0', 'cuda:1'] })
