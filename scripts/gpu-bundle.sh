@@ -48,8 +48,8 @@ mkdir -p "$bundle/scripts" "$bundle/bench/peers"
 if [[ $data == yes ]]; then
   mkdir -p "$bundle/test/fixtures/golden" "$bundle/models"
   families=$(node --input-type=module -e "
-    import { DENSE_FAMILIES } from './$bundle/test/support/golden.js'
-    console.log(DENSE_FAMILIES.join(' '))")
+    import { DENSE_FAMILIES, EXPERT_FAMILIES } from './$bundle/test/support/golden.js'
+    console.log([...DENSE_FAMILIES, ...EXPERT_FAMILIES].join(' '))")
   for family in $families; do
     cp -r "test/fixtures/golden/$family" "$bundle/test/fixtures/golden/"
   done
