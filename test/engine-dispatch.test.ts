@@ -44,6 +44,14 @@ const codeOf = (error: unknown) => (error as EngineError).code
 const REQUEST = { tokens: prompt(20), n: 3, maxTokens: 12, temperature: 1, seed: 3, logprobs: true }
 
 describe('dispatch', () => {
+  it.each([[undefined], [{}], [{ onChunk: () => {} }]])(
+    'refuses the handler %j',
+    async (handler) => {
+      const { engine } = await open()
+      expect(() => engine.dispatch(REQUEST, handler as never)).toThrow('handler')
+    },
+  )
+
   it('tells what streams give, a chunk for each token', async () => {
     const { engine } = await open()
     const streams = await Promise.all(engine.generateMany(REQUEST).map(collect))
@@ -172,7 +180,6 @@ describe('dispatch', () => {
     await expect(dispatch(engine, { ...REQUEST, wrong: 1 } as never)).rejects.toThrow('wrong')
     const { errors } = await dispatch(engine, { ...REQUEST, tokens: [-1] })
     expect(errors.map(codeOf)).toEqual(Array(3).fill('ERR_USAGE'))
-    await engine.close()
     const closed = await dispatch(engine, REQUEST)
     expect(closed.errors.map(codeOf)).toEqual(Array(3).fill('ERR_CLOSED'))
   })

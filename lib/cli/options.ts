@@ -118,8 +118,8 @@ export function addSchedulerOptions(command: Command): Command {
     .option('--admission <POLICY>', 'who may start: projected-peak, prompt-fits')
     .option('--preemption <HOW>', 'auto, recompute, swap')
     .option('--tpot-target <MS>', 'time per output token, for --budget milliseconds', parseNumber)
-    .option('--event-log <FILE>', 'write what the scheduler sees, prompts included, for replay')
     .option('--expert-balance-period <N>', 'steps between plans of expert placement', parsePositive)
+    .option('--event-log <FILE>', 'write what the scheduler sees, prompts included, for replay')
     .option('--event-log-bytes <N>', 'where that file ends (default 1GiB)', parseBytes)
 }
 

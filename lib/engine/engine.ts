@@ -163,6 +163,13 @@ export class Engine implements AsyncDisposable {
    */
   dispatch(request: GenerateManyRequest, handler: GenerateHandler): void {
     checkGenerateManyRequest(request)
+    for (const method of ['onChunk', 'onError'] as const) {
+      if (typeof handler?.[method] === 'function') continue
+      throw new EngineError(
+        'ERR_USAGE',
+        `dispatch takes a handler with onChunk and onError; ${method} is no function`,
+      )
+    }
     new Generation(request, request.n, this.#generation, handler).start()
   }
 
