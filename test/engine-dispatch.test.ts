@@ -180,6 +180,7 @@ describe('dispatch', () => {
     await expect(dispatch(engine, { ...REQUEST, wrong: 1 } as never)).rejects.toThrow('wrong')
     const { errors } = await dispatch(engine, { ...REQUEST, tokens: [-1] })
     expect(errors.map(codeOf)).toEqual(Array(3).fill('ERR_USAGE'))
+    await engine.close()
     const closed = await dispatch(engine, REQUEST)
     expect(closed.errors.map(codeOf)).toEqual(Array(3).fill('ERR_CLOSED'))
   })
