@@ -39,12 +39,19 @@ function cudaOptions(flags) {
 /** Compiles; `stdio` as in child_process. Returns spawnSync's result. */
 function buildNative(stdio, flags = []) {
   const cmakeJs = require.resolve('cmake-js/bin/cmake-js')
-  // `compile` starts over when it fails, which would take the addon away as well.
-  const command = flags.includes('--emulated') ? 'build' : 'compile'
-  const args = [cmakeJs, command, '--directory', root, '--parallel', String(parallelJobs())]
-  args.push(...cudaOptions(flags))
-  if (flags.includes('--emulated')) args.push('--target', 'nanoweave_emulated')
-  return spawnSync(process.execPath, args, { cwd: root, stdio, maxBuffer: 64 << 20 })
+  const run = (command, ...more) => {
+    const args = [cmakeJs, command, '--directory', root, '--parallel', String(parallelJobs())]
+    args.push(...cudaOptions(flags), ...more)
+    return spawnSync(process.execPath, args, { cwd: root, stdio, maxBuffer: 64 << 20 })
+  }
+  // Apart, since only configuring tells CMake the options: building a folder that was configured
+  // before keeps the old ones. A folder that was moved or broken is configured from nothing.
+  const configured = run('configure')
+  if (configured.status !== 0) {
+    const again = run('reconfigure')
+    if (again.status !== 0) return again
+  }
+  return run('build', ...(flags.includes('--emulated') ? ['--target', 'nanoweave_emulated'] : []))
 }
 
 module.exports = { buildNative, nativeSources, root }
